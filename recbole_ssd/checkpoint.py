@@ -1,0 +1,89 @@
+"""Checkpoints as plain data: tensors, numbers and text, so that reading one runs no code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+_NEEDED = ("config", "epoch", "cur_step", "best_valid_score", "state_dict", "optimizer")
+
+
+def write_checkpoint(state: dict, path: Path | str) -> None:
+    """Writes a checkpoint whole or not at all: an interrupted write leaves the older one."""
+    part = f"{path}.part"
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def read_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict:
+    """The content of a checkpoint that our Trainer wrote.
+
+    Raises:
+        ValueError: if the file is missing, truncated, no checkpoint, or one that plain RecBole pickled.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"checkpoint '{path}' does not exist (looked from '{Path.cwd()}')")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"'{path}' is no checkpoint of recbole-ssd: it holds something else than tensors, numbers "
+            "and text. Plain RecBole pickles its Config and is not read; train the model again"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"checkpoint '{path}' ({os.path.getsize(path)} bytes) is truncated or no checkpoint: "
+            "copy it again, or train the model again"
+        ) from error
+    missing = [key for key in _NEEDED if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise ValueError(f"'{path}' is no checkpoint of recbole-ssd: it lacks {', '.join(missing)}")
+    return state
+
+
+def load_weights(model: torch.nn.Module, checkpoint: dict, settings: dict, path: Path | str) -> None:
+    """Puts the weights of a checkpoint into a model.
+
+    Args:
+        model: built from `settings`.
+        checkpoint: from `read_checkpoint`.
+        settings: `config.given()` of the run that loads.
+        path: named in the sentence.
+
+    Raises:
+        ValueError: if the checkpoint is of another model or another size.
+    """
+    there = checkpoint["config"]
+    if there["model"] != settings["model"]:
+        raise ValueError(
+            f"checkpoint '{path}' is of model {there['model']}, this run is of {settings['model']}"
+        )
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint '{path}' does not fit the model: {_difference(there, settings, error)}"
+        ) from error
+    model.load_other_parameter(checkpoint.get("other_parameter"))
+
+
+def _difference(there: dict, here: dict, error: RuntimeError) -> str:
+    """What differs between two runs, or torch's first complaint where no setting does."""
+    elsewhere = {
+        "data_path",
+        "checkpoint_dir",
+        "result_file",
+        "gpu_id",
+        "seed",
+        "epochs",
+        "state",
+        "show_progress",
+    }
+    keys = [key for key in there if key in here and there[key] != here[key] and key not in elsewhere]
+    if keys:
+        return ", ".join(f"{key} is {there[key]} there and {here[key]} here" for key in keys)
+    complaints = str(error).splitlines()
+    return (complaints[1] if len(complaints) > 1 else complaints[0]).strip()

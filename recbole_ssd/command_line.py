@@ -1,0 +1,114 @@
+"""The command line: `--key=value` for any setting, and sentences for everything else."""
+
+from __future__ import annotations
+
+import dis
+import sys
+from pathlib import Path
+
+from recbole_ssd.model_lookup import model_lines
+from recbole_ssd.quick_start import run_recbole_ssd
+from recbole_ssd.settings import read_yaml
+
+DEFAULT_MODEL = "SSD4Rec"
+DEFAULT_DATASET = "ml-100k"
+
+HELP = f"""python run_recbole_ssd.py [--model=NAME] [--dataset=NAME] [--config_files="A B"] [--KEY=VALUE ...]
+
+Trains a model and evaluates its best epoch. Without arguments: {DEFAULT_MODEL} on {DEFAULT_DATASET}.
+
+  --model=NAME           a model of ours or a sequential one of RecBole's
+  --dataset=NAME         reads DATA_PATH/NAME/NAME.inter; ml-100k comes with RecBole
+  --data_path=FOLDER     where data sets lie (dataset/)
+  --config_files="A B"   YAML files of settings, a later one wins
+  --KEY=VALUE            any setting of properties/*.yaml or RecBole's; wins over files
+  --result_file=PATH     the result as JSON
+  --list_models          names the models, one line each
+  --state=DEBUG          more log lines, and tracebacks instead of sentences
+  --help                 this text
+
+Later wins: RecBole's settings, properties/overall.yaml, the folders model, dataset and tuned beside it,
+config files, this line."""
+
+
+def parse(arguments: list[str]) -> dict:
+    """The settings on a command line, as text.
+
+    Args:
+        arguments: what follows the program's name.
+
+    Returns:
+        value by key; `config_files` is a list. A value may hold '='.
+
+    Raises:
+        ValueError: if an argument is not of the form --key=value, or a key comes twice.
+
+    >>> parse(["--model=SASRec", "--config_files=a.yaml b.yaml"])
+    {'model': 'SASRec', 'config_files': ['a.yaml', 'b.yaml']}
+    """
+    settings = {}
+    for argument in arguments:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not equals or not key:
+            hint = f"--{argument.lstrip('-') or 'key'}=VALUE" if not equals else "--key=value"
+            raise ValueError(
+                f"argument '{argument}' is not of the form --key=value: write {hint}, or see --help"
+            )
+        if key in settings:
+            raise ValueError(f"'--{key}' is given twice, as '{settings[key]}' and as '{value}'")
+        settings[key] = value
+    if "config_files" in settings:
+        settings["config_files"] = settings["config_files"].split()
+    return settings
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs what a command line asks for.
+
+    Args:
+        arguments: what follows the program's name; None: this process's own.
+
+    Returns:
+        the exit status: 0, 2 after a sentence about wrong input, 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments or "-h" in arguments:
+        print(HELP)
+        return 0
+    try:
+        if "--list_models" in arguments:
+            print("\n".join(model_lines()))
+            return 0
+        return _run(parse(arguments))
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        if "--state=DEBUG" in arguments or not is_sentence(error):
+            raise
+        print(f"\n{error}", file=sys.stderr)
+        return 2
+
+
+def _run(settings: dict) -> int:
+    files = settings.pop("config_files", [])
+    in_files = {key for file in files for key in read_yaml(file)}
+    for key, default in (("model", DEFAULT_MODEL), ("dataset", DEFAULT_DATASET)):
+        if key not in in_files:
+            settings.setdefault(key, default)
+    run_recbole_ssd(config_file_list=files, config_dict=settings)
+    return 0
+
+
+def is_sentence(error: BaseException) -> bool:
+    """Whether an error was raised by a `raise` of this package: a message to the user.
+
+    What breaks inside a library, or in a line of ours that is no `raise`, is a bug and keeps its traceback.
+    """
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    if frames is None:
+        return False
+    code = frames.tb_frame.f_code
+    ours = Path(__file__).resolve().parent in Path(code.co_filename).resolve().parents
+    return ours and dis.opname[code.co_code[frames.tb_lasti]] == "RAISE_VARARGS"

@@ -1,0 +1,58 @@
+"""Every guard against RecBole's age, and the failure that each one prevents.
+
+RecBole 1.2.1 is from 2025 and was written against numpy 1.x and torch 1.x. What is mended elsewhere, because
+it is a method of a class of ours: checkpoints that torch >= 2.6 refuses (trainer.py), the crash of the first
+download (data/dataset.py), command line and CUDA_VISIBLE_DEVICES read behind the user's back (config.py).
+`recbole.quick_start` is never imported: its first line needs ray.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from recbole.evaluator.collector import Collector as RecBoleCollector
+from torch import Tensor
+
+# Names that numpy 1.24 and 2.0 took away and RecBole still asks for.
+_NUMPY_ALIASES = {
+    "bool": np.bool_,  # AttributeError in evaluator/metrics.py (GAUC)
+    "int": np.int64,  # AttributeError in Config.compatibility_settings of plain RecBole
+    "float": np.float64,  # AttributeError in data/interaction.py: no batch can be built
+    "complex": np.complex128,  # AttributeError in Config.compatibility_settings of plain RecBole
+    "object": np.object_,  # AttributeError in Config.compatibility_settings of plain RecBole
+    "str": np.str_,  # AttributeError in trainer/hyper_tuning.py
+    "long": np.int64,  # AttributeError in model/layers.py (GRU4RecF, SASRecF, FDSA on numpy 1.26)
+    "unicode": np.str_,  # AttributeError in Config.compatibility_settings of plain RecBole
+    "float_": np.float64,  # AttributeError in Config.compatibility_settings of plain RecBole
+    "complex_": np.complex128,  # AttributeError in Config.compatibility_settings of plain RecBole
+    "unicode_": np.str_,  # AttributeError in Config.compatibility_settings of plain RecBole
+}
+
+
+def apply() -> None:
+    """Puts the guards in place that must stand before RecBole runs. Calling it again changes nothing."""
+    for name, target in _NUMPY_ALIASES.items():
+        if name not in vars(np):  # not hasattr: that warns for some of these names
+            setattr(np, name, target)
+    # Screens full of FutureWarnings about lines of RecBole's (fillna(inplace=True), cuda.amp).
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
+
+
+class Collector(RecBoleCollector):
+    """RecBole's Collector that also carries what is no tensor.
+
+    ItemCoverage, AveragePopularity, GiniIndex and TailPercentage die in plain RecBole 1.2.1 with "'int'
+    object has no attribute 'cpu'": the counts of the training data lie among the tensors.
+    """
+
+    def get_data_struct(self):
+        """Gives the collected data, as RecBole's method does."""
+        collected = self.data_struct._data_dict
+        counts = {name: value for name, value in collected.items() if not isinstance(value, Tensor)}
+        for name in counts:
+            del collected[name]
+        struct = super().get_data_struct()
+        collected.update(counts)
+        struct._data_dict.update(counts)
+        return struct

@@ -1,0 +1,117 @@
+"""Settings that are fine alone and wrong together."""
+
+from __future__ import annotations
+
+from recbole.evaluator import metric_types
+
+from recbole_ssd.model_lookup import did_you_mean
+
+
+def check_together(settings: dict, sources: dict, packed: bool) -> None:
+    """Refuses settings that contradict each other.
+
+    Args:
+        settings: all settings, merged.
+        sources: for each key that the user set, where.
+        packed: whether the model reads packed streams.
+
+    Raises:
+        ValueError: with a sentence about the first contradiction.
+    """
+    _check_metrics(settings)
+    _check_loss(settings, sources, packed)
+    _check_training(settings)
+    _check_files(settings)
+    _check_model(settings, packed)
+
+
+def _check_metrics(settings: dict) -> None:
+    metrics = settings["metrics"]
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    if not metrics or not isinstance(metrics, (list, tuple)):
+        raise ValueError(f"'metrics' should be a list of names, such as [Hit, NDCG], it is {metrics!r}")
+    for metric in metrics:
+        if str(metric).lower() not in metric_types:
+            raise ValueError(f"there is no metric '{metric}'{did_you_mean(str(metric), metric_types)}")
+    topk = settings["topk"] if isinstance(settings["topk"], (list, tuple)) else [settings["topk"]]
+    if not topk or not all(isinstance(k, int) and k > 0 for k in topk):
+        raise ValueError(
+            f"'topk' should be a whole number greater than 0 or a list of them, it is {settings['topk']}"
+        )
+    name, _, k = str(settings["valid_metric"]).partition("@")
+    measured = name.lower() in [metric.lower() for metric in metrics] and (not k or k in map(str, topk))
+    if not measured:
+        raise ValueError(
+            f"valid_metric '{settings['valid_metric']}' is not measured: metrics are {metrics} at "
+            f"{list(topk)}; add it to 'metrics' and 'topk', or choose another"
+        )
+
+
+def _check_loss(settings: dict, sources: dict, packed: bool) -> None:
+    loss = settings.get("loss_type")
+    if loss is None:
+        return
+    losses = ("CE", "BPR", "BCE") if packed else ("CE", "BPR")
+    if loss not in losses:
+        raise ValueError(
+            f"'loss_type' of {settings['model']} should be one of {', '.join(losses)}, it is '{loss}'"
+        )
+    negatives = settings.get("train_neg_sample_args")
+    if isinstance(negatives, dict) and negatives.get("distribution") in (None, "None", "none"):
+        negatives = None
+    if loss == "CE" and negatives and "train_neg_sample_args" in sources:
+        raise ValueError(
+            "loss_type 'CE' ranks all items and samples no negatives: take 'train_neg_sample_args' "
+            f"({sources['train_neg_sample_args']}) away, or choose loss_type BPR{' or BCE' if packed else ''}"
+        )
+    if loss != "CE" and not negatives:
+        raise ValueError(
+            f"loss_type '{loss}' needs negatives and 'train_neg_sample_args' turns them off: take it away, "
+            "or choose loss_type CE"
+        )
+    if packed and loss != "CE" and negatives.get("dynamic"):
+        raise ValueError(
+            f"dynamic negatives are scored by RecBole's padded loader, {settings['model']} has packed ones: "
+            "set 'dynamic' of 'train_neg_sample_args' to False"
+        )
+
+
+def _check_training(settings: dict) -> None:
+    if settings.get("enable_scaler") and settings.get("clip_grad_norm"):
+        raise ValueError(
+            "'enable_scaler' with 'clip_grad_norm' would clip the scaled gradients (RecBole's trainer does "
+            "not unscale them first): set one of the two"
+        )
+    if settings.get("bidirectional") == "flip" and settings.get("supervision") == "all_positions":
+        raise ValueError(
+            "'bidirectional: flip' reads the whole segment at every position and would see its targets under "
+            "'supervision: all_positions': set supervision to prefixes, or bidirectional to readout"
+        )
+
+
+def _check_files(settings: dict) -> None:
+    if settings.get("save_ranks") and not settings.get("result_file"):
+        raise ValueError("'save_ranks' writes beside 'result_file', which is not set: set it too")
+    for key in ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path"):
+        if settings.get(key):
+            raise ValueError(
+                f"'{key}' is refused: preparing the data costs less than loading a copy of them, and a copy "
+                "ignores changed settings. Take the key away"
+            )
+
+
+def _check_model(settings: dict, packed: bool) -> None:
+    model, order = settings["model"], settings["eval_args"].get("order")
+    if not packed and settings.get("MAX_ITEM_LIST_LENGTH") is None:
+        raise ValueError(f"'MAX_ITEM_LIST_LENGTH' should be a number: RecBole's {model} reads padded rows")
+    if packed and settings.get("transform"):
+        raise ValueError(
+            f"transform '{settings['transform']}' changes RecBole's padded rows and {model} reads packed "
+            "streams: take 'transform' away"
+        )
+    if not settings["repeatable"]:
+        raise ValueError("'repeatable: False' is for models without histories: sequential ones need True")
+    if order != "TO":
+        raise ValueError(
+            f"'order' of 'eval_args' should be TO, the order of time, for a sequential model; it is '{order}'"
+        )

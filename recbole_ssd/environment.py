@@ -1,0 +1,71 @@
+"""What a run needs of its machine and tells about it: folders to write to, memory, versions, processor."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from recbole_ssd.version import __version__
+
+_PACKAGES = ("torch", "numpy", "pandas", "recbole")
+
+
+def check_folder(folder: Path | str, what: str) -> None:
+    """Makes a folder and tries to write into it, before hours of training rely on it.
+
+    Raises:
+        ValueError: if it cannot be made or written.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"{what} '{folder}' cannot be written ({error.strerror}): choose another or change its rights"
+        ) from None
+
+
+def peak_rss_mb() -> float | None:
+    """The most memory that this process ever held, in 2**20 bytes; None where the system does not count."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, kilobytes elsewhere
+
+
+def versions() -> dict:
+    """Versions of Python and of the packages that make the numbers."""
+    found = {"python": platform.python_version(), "recbole_ssd": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def machine(device: torch.device) -> dict:
+    """The processor, its cores, the threads torch uses, and the GPU."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

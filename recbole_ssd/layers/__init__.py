@@ -1,0 +1,1 @@
+"""Layers: nn.Modules over packed streams, (b, l, d) in and out, with segments beside them."""

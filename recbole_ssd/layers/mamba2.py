@@ -1,0 +1,158 @@
+"""Mamba-2's block on packed streams, with the parameter names and shapes of mamba-ssm's `Mamba2`.
+
+    z, xBC, dt = in_proj(u);   x, B, C = silu(conv(xBC));   y = ssd(x, softplus(dt + dt_bias), -exp(A_log), B, C, D)
+    out = out_proj( RMSNorm(y * silu(z)) )
+
+Dao and Gu, "Transformers are SSMs", ICML 2024, https://arxiv.org/abs/2405.21060, figure 6 (right).
+
+Shape letters:    b batch    l length    d model size    i inner size (expand * d)    h heads    p headdim
+                  g groups    n state size    T tokens of a stream
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recbole_ssd.ops.causal_conv1d import causal_conv1d
+from recbole_ssd.ops.packing import Segments
+from recbole_ssd.ops.readout import prefix_readout
+from recbole_ssd.ops.segment_cumsum import spread_first
+from recbole_ssd.ops.ssd import ssd
+
+
+class Projected(NamedTuple):
+    """What in_proj makes of a stream: z (T, i), xBC (T, i + 2 g n), dt (T, h) before bias and softplus."""
+
+    z: Tensor
+    xBC: Tensor
+    dt: Tensor
+
+    def __getitem__(self, rows):  # a stream's rows, not a tuple's fields
+        return Projected(*(t.index_select(0, rows) for t in self))
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm(y * silu(z)), each group of channels for itself."""
+
+    def __init__(self, size: int, group_size: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.group_size, self.eps = group_size, eps
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        gated = (y * F.silu(z)).unflatten(-1, (-1, self.group_size))
+        return F.rms_norm(gated, (self.group_size,), eps=self.eps).flatten(-2) * self.weight
+
+
+class Mamba2(nn.Module):
+    """The block: in_proj, convolution, SSD, gated norm, out_proj.
+
+    Args:
+        d_model: d.
+        d_state: n.
+        d_conv: width of the convolution, >= 1.
+        expand: i / d.
+        headdim: p; expand * d_model must be a multiple of it.
+        ngroups: g; the number of heads must be a multiple of it.
+        A_init_range: -A of a head is drawn from it, uniformly.
+        dt_min, dt_max: dt of a head is drawn between them, uniformly in its logarithm.
+        backend: of `ops.ssd.ssd`.
+        chunk_size: of `ops.ssd.ssd`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 128,
+        d_conv: int = 4,
+        expand: int = 2,
+        headdim: int = 64,
+        ngroups: int = 1,
+        A_init_range: tuple[float, float] = (1, 16),
+        dt_min: float = 0.001,
+        dt_max: float = 0.1,
+        backend: str = "auto",
+        chunk_size: int | None = None,
+    ):
+        super().__init__()
+        self.d_inner = expand * d_model
+        if self.d_inner % headdim:
+            raise ValueError(
+                f"headdim must divide expand * hidden_size = {expand} * {d_model} = {self.d_inner}, got {headdim}"
+            )
+        heads = self.d_inner // headdim
+        if heads % ngroups:
+            raise ValueError(f"the number of heads, {heads}, must be a multiple of ngroups, {ngroups}")
+        self.headdim, self.ngroups, self.backend, self.chunk_size = headdim, ngroups, backend, chunk_size
+        channels = self.d_inner + 2 * ngroups * d_state
+        self.in_proj = nn.Linear(d_model, self.d_inner + channels + heads, bias=False)
+        self.conv1d = nn.Conv1d(channels, channels, d_conv, groups=channels, padding=d_conv - 1)  # holds the filter
+        self.dt_bias = nn.Parameter(_inverse_softplus_of_dt(heads, dt_min, dt_max))
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(*A_init_range).log())
+        self.D = nn.Parameter(torch.ones(heads))
+        self.norm = GatedRMSNorm(self.d_inner, self.d_inner // ngroups)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+    def forward(self, u: Tensor, cu_seqlens: Tensor | Segments | None = None) -> Tensor:
+        """(b, l, d) -> (b, l, d); with `cu_seqlens` every segment of the stream (b = 1) for itself."""
+        b, length, _ = u.shape
+        segments = Segments.dense(b, length, u.device) if cu_seqlens is None else Segments.of(cu_seqlens)
+        return self.out_proj(self.scan(self.project(u.flatten(0, 1)), segments)).view(u.shape)
+
+    def project(self, u: Tensor) -> Projected:
+        """(T, d) -> the three parts of in_proj, which both directions of SSD4Rec share."""
+        heads = self.A_log.shape[0]
+        return Projected(*self.in_proj(u).split([self.d_inner, self.conv1d.in_channels, heads], dim=-1))
+
+    def scan(self, projected: Projected, segments: Segments) -> Tensor:
+        """The stream from front to back, gated and normed, before out_proj. (T, i)."""
+        z, xBC, dt = self._float32(projected)
+        with torch.autocast(xBC.device.type, enabled=False):
+            weight = self.conv1d.weight[:, 0]
+            xBC = causal_conv1d(xBC[None], weight, self.conv1d.bias, cu_seqlens=segments)[0]
+            state = (xBC.shape[1] - self.d_inner) // 2
+            x, B, C = xBC.split([self.d_inner, state, state], dim=-1)
+            y = ssd(
+                x.unflatten(-1, (-1, self.headdim))[None],
+                F.softplus(dt + self.dt_bias)[None],
+                -self.A_log.exp(),
+                B.unflatten(-1, (self.ngroups, -1))[None],
+                C.unflatten(-1, (self.ngroups, -1))[None],
+                self.D,
+                cu_seqlens=segments,
+                chunk_size=self.chunk_size,
+                backend=self.backend,
+            )
+            return self.norm(y[0].flatten(1), z)
+
+    def readout(self, projected: Projected, segments: Segments) -> Tensor:
+        """At every token what the flipped prefix that ends there gives at its last step, before out_proj. (T, i)."""
+        z, xBC, dt = self._float32(projected)
+        with torch.autocast(xBC.device.type, enabled=False):
+            y = prefix_readout(
+                xBC,
+                F.softplus(dt + self.dt_bias),
+                -self.A_log.exp(),
+                self.D,
+                self.conv1d.weight[:, 0],
+                self.conv1d.bias,
+                headdim=self.headdim,
+                ngroups=self.ngroups,
+                cu_seqlens=segments,
+            )
+            return self.norm(y.flatten(1), spread_first(z, segments))
+
+    def _float32(self, projected: Projected) -> Projected:
+        """Under autocast the projection is bfloat16; decays and states are not."""
+        return Projected(*(t.to(self.A_log.dtype) for t in projected))
+
+
+def _inverse_softplus_of_dt(heads: int, dt_min: float, dt_max: float) -> Tensor:
+    """A bias b with softplus(b) = dt, dt drawn log-uniformly (section 3.6 of Mamba, arXiv 2312.00752)."""
+    dt = torch.exp(torch.rand(heads) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(min=1e-4)
+    return dt + torch.log(-torch.expm1(-dt))

@@ -1,0 +1,94 @@
+"""What all recommenders on packed streams share: embed, encode, read, score all items, loss.
+
+Shape letters:    T tokens of the stream    S segments    N targets    d model size    V items
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from recbole.data.interaction import Interaction
+from recbole.model.abstract_recommender import SequentialRecommender
+from torch import Tensor, nn
+
+from recbole_ssd.ops.cross_entropy import linear_cross_entropy
+from recbole_ssd.ops.packing import Segments
+
+LOSSES = ("CE", "BPR", "BCE")
+
+
+class Stream(NamedTuple):
+    """A batch of histories: items (T,) and the borders between them."""
+
+    items: Tensor
+    segments: Segments
+
+
+class PackedSequentialRecommender(SequentialRecommender):
+    """A next-item recommender whose batch is one packed stream.
+
+    A subclass implements `encode`. Scores are inner products with the item table that embeds the histories.
+
+    Reads `hidden_size` and `loss_type` (CE over all items; BPR and BCE with sampled negatives) from the config.
+    """
+
+    packed = True
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.loss_type = config.required("loss_type")
+        if self.loss_type not in LOSSES:
+            raise ValueError(f"loss_type must be one of {', '.join(LOSSES)}, got '{self.loss_type}'")
+        self.item_embedding = nn.Embedding(self.n_items, config.required("hidden_size"))
+
+    def encode(self, stream: Stream) -> Tensor:
+        """One vector per token of the stream, (T, d), made of the token and those before it in its segment."""
+        raise NotImplementedError
+
+    def stream(self, interaction: Interaction) -> Stream:
+        """The one door for batches: packed ones as they are, RecBole's padded rows unpacked."""
+        items = interaction[self.ITEM_SEQ]
+        if "cu_seqlens" in interaction:
+            return Stream(items, Segments(interaction["cu_seqlens"]))
+        lengths = interaction[self.ITEM_SEQ_LEN]
+        real = torch.arange(items.shape[1], device=items.device) < lengths[:, None]
+        return Stream(items[real], Segments(F.pad(lengths.cumsum(0), (1, 0))))
+
+    def forward(self, stream: Stream) -> Tensor:
+        """The user's state after every history, (S, d)."""
+        return self._full(self.encode(stream).index_select(0, stream.segments.last))
+
+    def _full(self, hidden: Tensor) -> Tensor:
+        """In the precision of the item table, whatever autocast made of it."""
+        return hidden.to(self.item_embedding.weight.dtype)
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        stream = self.stream(interaction)
+        target = interaction[self.POS_ITEM_ID]  # (T,): one after every token, or (S,): one after every segment
+        hidden = self.encode(stream)
+        if len(target) != len(hidden):
+            hidden = hidden.index_select(0, stream.segments.last)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self._loss(self._full(hidden), target, interaction)
+
+    def _loss(self, hidden: Tensor, target: Tensor, interaction: Interaction) -> Tensor:
+        table = self.item_embedding.weight
+        if self.loss_type == "CE":
+            return linear_cross_entropy(hidden, table, target)
+        negatives = interaction[self.NEG_ITEM_ID].view(len(target), -1)  # (N, k)
+        positive = (hidden * F.embedding(target, table)).sum(-1, keepdim=True)  # (N, 1)
+        negative = (hidden[:, None] * F.embedding(negatives, table)).sum(-1)  # (N, k)
+        if self.loss_type == "BPR":
+            return -F.logsigmoid(positive - negative).mean()
+        return -F.logsigmoid(positive).mean() - F.logsigmoid(-negative).mean()
+
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
+        """Scores of all items for every history, (S, V), float32."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self(self.stream(interaction)) @ self.item_embedding.weight.t()
+
+    def predict(self, interaction: Interaction) -> Tensor:
+        """Score of one item per history, (S,), float32."""
+        return (self(self.stream(interaction)) * self.item_embedding(interaction[self.ITEM_ID])).sum(-1)

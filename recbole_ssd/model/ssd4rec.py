@@ -1,0 +1,118 @@
+"""SSD4Rec: Mamba-2 in both directions over packed histories.
+
+    f = S(x);   b = S(x flipped inside each segment);   h = dropout(LayerNorm(f + beta b + x));   y = FFN(h)
+
+with one Mamba-2 block S shared by both directions. Qu, Zhang, Wu et al., "SSD4Rec: A Structured State Space Duality
+Model for Efficient Sequential Recommendation", https://arxiv.org/abs/2409.01192. Where the paper is silent, its
+authors' code decides. What differs from it:
+
+- `bidirectional: readout` (the default) computes b for every prefix in one linear pass (`ops/readout.py`), so that one
+  pass over a history trains all its positions. With one layer that is the authors' function, prefix by prefix. With
+  more layers the authors run a layer over the scrambled output of the one before; ours runs it over causal inputs.
+- `bidirectional: flip` is the authors' stack, for one target per prefix. `none` leaves the direction out.
+- Both directions share in_proj, and out_proj after their sum: the same numbers for less work.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from recbole_ssd.layers.dropout import Dropout
+from recbole_ssd.layers.feed_forward import FeedForward
+from recbole_ssd.layers.mamba2 import Mamba2
+from recbole_ssd.ops.packing import Segments
+
+from .abstract_recommender import PackedSequentialRecommender, Stream
+
+MASK = 0  # the item id that stands for a masked item; RecBole keeps it free for padding
+DIRECTIONS = ("readout", "flip", "none")
+
+
+class SSD4Rec(PackedSequentialRecommender):
+    """Mamba-2 (SSD) in both directions over packed histories (arXiv 2409.01192)."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        hidden_size = config.required("hidden_size")
+        dropout_prob, eps = config.required("dropout_prob"), config.required("layer_norm_eps")
+        self.mask_ratio = config.required("mask_ratio")
+        if not 0 <= self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must lie in [0, 1), got {self.mask_ratio}")
+        self.dropout = Dropout(dropout_prob)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=eps) if config.required("norm_embedding") else None
+        self.layers = nn.ModuleList(
+            SSD4RecLayer(
+                mixer=Mamba2(
+                    hidden_size,
+                    d_state=config.required("d_state"),
+                    d_conv=config.required("d_conv"),
+                    expand=config.required("expand"),
+                    headdim=config.required("headdim"),
+                    backend=config.required("ssd_backend"),
+                    chunk_size=config.required("chunk_size"),
+                ),
+                feed_forward=FeedForward(hidden_size, config.required("inner_size"), dropout_prob, eps),
+                bidirectional=config.required("bidirectional"),
+                beta=config.required("beta"),
+                dropout_prob=dropout_prob,
+                eps=eps,
+            )
+            for _ in range(config.required("num_layers"))
+        )
+        self._initialize(config.required("initializer_range"))
+
+    def _initialize(self, std: float) -> None:
+        """Normal embeddings and projections; Mamba-2's own A_log, dt_bias, D and filter stay as it drew them."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def encode(self, stream: Stream) -> Tensor:
+        items = self._mask(stream.items) if self.training else stream.items
+        x = self.item_embedding(items)  # (T, d)
+        if self.LayerNorm is not None:
+            x = self.LayerNorm(self.dropout(x))
+        for layer in self.layers:
+            x = layer(x, stream.segments)
+        return x
+
+    def _mask(self, items: Tensor) -> Tensor:
+        """Hides a share of the inputs, never a target."""
+        if self.mask_ratio == 0:
+            return items
+        return items.masked_fill(torch.rand(items.shape, device=items.device) < self.mask_ratio, MASK)
+
+
+class SSD4RecLayer(nn.Module):
+    """One layer, (T, d) -> (T, d).
+
+    Args:
+        mixer: the Mamba-2 block of both directions.
+        feed_forward: what follows, with its own residual.
+        bidirectional: `readout`, `flip` or `none`.
+        beta: weight of the backward direction.
+        dropout_prob, eps: of the dropout and the LayerNorm between the two.
+    """
+
+    def __init__(
+        self, mixer: Mamba2, feed_forward: FeedForward, bidirectional: str, beta: float, dropout_prob: float, eps: float
+    ):
+        super().__init__()
+        if bidirectional not in DIRECTIONS:
+            raise ValueError(f"bidirectional must be one of {', '.join(DIRECTIONS)}, got '{bidirectional}'")
+        self.mixer, self.feed_forward = mixer, feed_forward
+        self.bidirectional, self.beta = bidirectional, beta
+        self.LayerNorm = nn.LayerNorm(mixer.out_proj.out_features, eps=eps)
+        self.dropout = Dropout(dropout_prob)
+
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        projected = self.mixer.project(x)
+        y = self.mixer.scan(projected, segments)
+        if self.bidirectional == "readout":
+            y = y + self.beta * self.mixer.readout(projected, segments)
+        elif self.bidirectional == "flip":
+            y = y + self.beta * self.mixer.scan(projected[segments.flip], segments)
+        return self.feed_forward(self.dropout(self.LayerNorm(self.mixer.out_proj(y) + x)))

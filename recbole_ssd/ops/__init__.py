@@ -1,0 +1,1 @@
+"""Ops: tensors in, tensors out. Nothing here knows of RecBole."""

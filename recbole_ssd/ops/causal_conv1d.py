@@ -1,0 +1,107 @@
+"""A short causal convolution, one filter a channel, that stops at segment borders.
+
+    y[t] = silu( bias + sum_{k<K} weight[K-1-k] * x[t-k] ),    k only as far as t-k is in t's own segment
+
+It is mamba-ssm's and causal-conv1d's op of that name, for packed streams: K shifted sums over the whole stream, then
+the K-1 first tokens of every segment, which saw a neighbour, computed anew (an exact replacement, nothing is
+subtracted). With `reverse` the same filter runs from each segment's end to its beginning: the convolution of the
+flipped segment, without flipping.
+
+Shape letters:    T tokens    c channels    K width of the filter
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .packing import Segments
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    cu_seqlens: Tensor | Segments | None = None,
+    activation: str | None = "silu",
+    reverse: bool = False,
+) -> Tensor:
+    """Convolves a dense batch, or a packed stream segment by segment.
+
+    Args:
+        x: (b, l, c), float32 or float64.
+        weight: (c, K); weight[:, K-1] meets the token itself.
+        bias: (c,) or None.
+        cu_seqlens: (S + 1,) borders of a stream's segments (then b is 1), or a `Segments`.
+        activation: "silu" or None.
+        reverse: True looks at the tokens that follow instead of those before.
+
+    Returns:
+        (b, l, c).
+
+    Raises:
+        ValueError: on a wrong shape or activation.
+    """
+    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2]:
+        raise ValueError(f"x must be (b, l, c) and weight (c, K), got {tuple(x.shape)} and {tuple(weight.shape)}")
+    if activation not in ("silu", None):
+        raise ValueError(f"activation must be 'silu' or None, got '{activation}'")
+    b, length, c = x.shape
+    segments = Segments.dense(b, length, x.device) if cu_seqlens is None else Segments.of(cu_seqlens)
+    if segments.total != b * length or (cu_seqlens is not None and b != 1):
+        raise ValueError(f"a stream for these cu_seqlens has shape (1, {segments.total}, c), got {tuple(x.shape)}")
+    bias = x.new_zeros(c) if bias is None else bias
+    y = _CausalConv.apply(x.reshape(-1, c), weight, bias, segments, reverse)
+    return (F.silu(y) if activation else y).view(b, length, c)
+
+
+class _CausalConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, segments, reverse):
+        ctx.save_for_backward(x, weight)
+        ctx.segments, ctx.reverse = segments, reverse
+        return _shifted_sum(x, weight, segments, reverse).add_(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        dy = dy.contiguous()
+        dx = _shifted_sum(dy, weight, ctx.segments, not ctx.reverse)
+        return dx, _weight_grad(dy, x, weight.shape[1], ctx), dy.sum(0), None, None
+
+
+def _shifted_sum(x: Tensor, weight: Tensor, segments: Segments, reverse: bool) -> Tensor:
+    """sum_k weight[:, K-1-k] * x[t-k], or x[t+k] with `reverse`, inside segments. (T, c)."""
+    taps = weight.flip(1).t().contiguous()  # (K, c), taps[k] meets the token k steps away
+    y = x * taps[0]
+    for k in range(1, min(len(taps), len(x))):
+        near, far = (slice(None, -k), slice(k, None)) if reverse else (slice(k, None), slice(None, -k))
+        y[near].addcmul_(x[far], taps[k])
+    border, step = (segments.tail, 1) if reverse else (segments.head, -1)
+    for j in range(len(taps) - 1):  # tokens with only j others before them
+        rows = border(j)[0]
+        if len(rows):
+            y[rows] = sum(x[rows + step * k] * taps[k] for k in range(j + 1))
+    return y
+
+
+def _weight_grad(dy: Tensor, x: Tensor, width: int, ctx) -> Tensor:
+    """(c, K): for every tap the sum of dy times the token it met."""
+    border, step = (ctx.segments.tail, 1) if ctx.reverse else (ctx.segments.head, -1)
+    grads = [(dy * x).sum(0)]
+    for k in range(1, width):
+        if k >= len(x):
+            grads.append(torch.zeros_like(grads[0]))
+            continue
+        near, far = (slice(None, -k), slice(k, None)) if ctx.reverse else (slice(k, None), slice(None, -k))
+        grad = (dy[near] * x[far]).sum(0)
+        for j in range(k):  # the first token of the stream has nobody before it: it was not in the sum
+            rows = border(j)[0]
+            rows = rows[(rows + step * k >= 0) & (rows + step * k < len(x))]
+            grad -= (dy[rows] * x[rows + step * k]).sum(0)
+        grads.append(grad)
+    return torch.stack(grads[::-1], dim=1)

@@ -1,0 +1,138 @@
+"""Segments: many histories in one stream, and the index arithmetic that keeps them apart.
+
+    stream      a a a | b b | c c c c        three histories, no padding
+    cu_seqlens  0       3     5         9    int32, (S + 1,): where each segment begins, and the end
+    seq_idx     0 0 0   1 1   2 2 2 2        int32, (1, T): the paper's register, which segment a token is in
+
+The register is that of SSD4Rec, https://arxiv.org/abs/2409.01192; both spellings are mamba-ssm's.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+def flip_index(cu_seqlens: Tensor) -> Tensor:
+    """Index that reverses every packed segment where it lies. Applying it twice undoes it.
+
+    >>> flip_index(torch.tensor([0, 3, 5]))
+    tensor([2, 1, 0, 4, 3])
+    """
+    lengths = cu_seqlens.diff()
+    first = cu_seqlens[:-1].repeat_interleave(lengths)
+    last = cu_seqlens[1:].repeat_interleave(lengths) - 1
+    return first + last - torch.arange(len(first), device=first.device)
+
+
+def last_index(cu_seqlens: Tensor) -> Tensor:
+    """Position of each segment's last token in the stream.
+
+    >>> last_index(torch.tensor([0, 3, 5]))
+    tensor([2, 4])
+    """
+    return cu_seqlens[1:].long() - 1
+
+
+def seq_idx(cu_seqlens: Tensor) -> Tensor:
+    """The register: for every token the number of its segment, int32, shape (1, T).
+
+    >>> seq_idx(torch.tensor([0, 3, 5]))
+    tensor([[0, 0, 0, 1, 1]], dtype=torch.int32)
+    """
+    lengths = cu_seqlens.diff()
+    numbers = torch.arange(len(lengths), dtype=torch.int32, device=lengths.device)
+    return numbers.repeat_interleave(lengths)[None]
+
+
+class Segments:
+    """The borders of a packed stream, with the indices the ops need, each computed once.
+
+    Build it once a batch and hand it to every op in place of `cu_seqlens`.
+
+    Args:
+        cu_seqlens: int tensor (S + 1,), starting at 0, strictly increasing.
+
+    Raises:
+        ValueError: when `cu_seqlens` is not such a tensor.
+    """
+
+    def __init__(self, cu_seqlens: Tensor):
+        if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
+            raise ValueError(
+                "cu_seqlens must be a 1-D integer tensor of segment borders such as [0, 3, 5], "
+                f"got {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
+            )
+        self.cu_seqlens = cu_seqlens.long()
+        self.borders = self.cu_seqlens.cpu()
+        if self.borders[0] != 0 or bool((self.borders.diff() < 1).any()):
+            raise ValueError(
+                "cu_seqlens must start at 0 and grow with every segment (no segment may be empty), "
+                f"got {self.borders[:8].tolist()}..."
+            )
+        self.total = int(self.borders[-1])
+        self.layouts: dict = {}  # what was computed once: places by (end, j), aligned chunks by size
+
+    @classmethod
+    def of(cls, cu_seqlens: Tensor | Segments) -> Segments:
+        """`cu_seqlens` itself when it is a `Segments` already."""
+        return cu_seqlens if isinstance(cu_seqlens, cls) else cls(cu_seqlens)
+
+    @classmethod
+    def dense(cls, batch: int, length: int, device: torch.device) -> Segments:
+        """A dense batch seen as a stream: `batch` segments of `length` tokens."""
+        return cls(torch.arange(0, (batch + 1) * length, length, device=device))
+
+    def __len__(self) -> int:
+        return len(self.borders) - 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.cu_seqlens.device
+
+    @cached_property
+    def first(self) -> Tensor:
+        """Position of each segment's first token, (S,)."""
+        return self.cu_seqlens[:-1]
+
+    @cached_property
+    def last(self) -> Tensor:
+        """Position of each segment's last token, (S,)."""
+        return last_index(self.cu_seqlens)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Tokens in each segment, (S,)."""
+        return self.cu_seqlens.diff()
+
+    @cached_property
+    def number(self) -> Tensor:
+        """Number of the segment each token is in, (T,), int64."""
+        return seq_idx(self.cu_seqlens)[0].long()
+
+    @cached_property
+    def position(self) -> Tensor:
+        """Place of each token in its segment, from 0, (T,)."""
+        return torch.arange(self.total, device=self.device) - self.first[self.number]
+
+    @cached_property
+    def flip(self) -> Tensor:
+        """See `flip_index`."""
+        return flip_index(self.cu_seqlens)
+
+    def head(self, j: int) -> tuple[Tensor, Tensor]:
+        """(stream positions of the j-th token of every segment that has one, numbers of those segments)."""
+        return self._places("head", j)
+
+    def tail(self, j: int) -> tuple[Tensor, Tensor]:
+        """(stream positions of the j-th token from the end of every segment that has one, their numbers)."""
+        return self._places("tail", j)
+
+    def _places(self, end: str, j: int) -> tuple[Tensor, Tensor]:
+        if (end, j) not in self.layouts:
+            owners = (self.lengths > j).nonzero()[:, 0]
+            rows = self.first[owners] + j if end == "head" else self.last[owners] - j
+            self.layouts[end, j] = rows, owners
+        return self.layouts[end, j]

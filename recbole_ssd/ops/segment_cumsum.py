@@ -1,0 +1,82 @@
+"""Running sums that start again at every segment.
+
+A cumulative sum over the whole stream minus its value at the border would let rounding travel from user to user and
+grow with the stream (25 % wrong at a million tokens in float32). Here the sum runs inside aligned chunks, as a product
+with a triangle of ones, and is carried from chunk to chunk of the same segment only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .chunking import Chunks, aligned_chunks
+from .packing import Segments
+
+CHUNK = 64
+
+
+def segment_cumsum(x: Tensor, segments: Segments, reverse: bool = False) -> Tensor:
+    """Sum of all tokens of the segment up to and including each one, or from it to the end with `reverse`.
+
+    Args:
+        x: (T, ...).
+        segments: the borders.
+
+    Returns:
+        (T, ...).
+
+    >>> segment_cumsum(torch.tensor([1.0, 1, 1, 1, 1]), Segments(torch.tensor([0, 3, 5])))
+    tensor([1., 2., 3., 1., 2.])
+    """
+    return _SegmentCumsum.apply(x, segments, reverse)
+
+
+def spread_first(x: Tensor, segments: Segments) -> Tensor:
+    """The row of each segment's first token, at all its tokens; deterministic in the backward, as no gather is.
+
+    Args:
+        x: (T, ...).
+        segments: the borders.
+
+    Returns:
+        (T, ...).
+    """
+    first = torch.zeros_like(x).index_copy(0, segments.first, x.index_select(0, segments.first))
+    return segment_cumsum(first, segments)
+
+
+class _SegmentCumsum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, segments, reverse):
+        ctx.segments, ctx.reverse = segments, reverse
+        return running_sum(x, segments, reverse)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return running_sum(dy, ctx.segments, not ctx.reverse), None, None
+
+
+def running_sum(x: Tensor, segments: Segments, reverse: bool = False) -> Tensor:
+    """`segment_cumsum` without autograd, for use inside hand-written backwards."""
+    flat = x.reshape(len(x), -1)
+    out = flat.new_empty(len(x) + 1, flat.shape[1])
+    for chunks in aligned_chunks(segments, CHUNK):
+        inside = chunks.zero_padding(chunks.gather(flat))  # (c, q, k)
+        ones = torch.ones(chunks.width, chunks.width, dtype=x.dtype, device=x.device)
+        sums = (ones.triu() if reverse else ones.tril()) @ inside
+        if len(chunks.alive) > 1:
+            sums += _carried(sums[:, 0 if reverse else -1], chunks, reverse)[:, None]
+        chunks.scatter(sums, out)
+    return out[:-1].view(x.shape)
+
+
+def _carried(total: Tensor, chunks: Chunks, reverse: bool) -> Tensor:
+    """For every chunk the sum of the chunks before it (after it with `reverse`), (c, k)."""
+    carried = torch.zeros_like(total)
+    for here, there in reversed(chunks.steps()) if reverse else chunks.steps():
+        source, sink = (there, here) if reverse else (here, there)
+        torch.add(carried[source], total[source], out=carried[sink])
+    return carried

@@ -1,0 +1,118 @@
+"""One experiment on one page: settings, data, model, training, evaluation, result."""
+
+from __future__ import annotations
+
+from logging import getLogger
+
+from recbole.utils import init_seed
+
+from recbole_ssd.checkpoint import load_weights, read_checkpoint
+from recbole_ssd.config import Config
+from recbole_ssd.data import create_dataset, data_preparation, split_fingerprint
+from recbole_ssd.logger import init_logger, log_file
+from recbole_ssd.result import check_result_file, describe, make_result, write_ranks, write_result
+from recbole_ssd.trainer import get_trainer
+
+
+def run_recbole_ssd(model=None, dataset=None, config_file_list=None, config_dict=None, saved=True) -> dict:
+    """Trains a model, evaluates its best epoch on the test data, and gives the result.
+
+    Args:
+        model (str or type, optional): name or class of the model, ours or RecBole's.
+        dataset (str, optional): name of the data set.
+        config_file_list (list of str, optional): YAML files of settings.
+        config_dict (dict, optional): settings that win over the files.
+        saved (bool): whether to keep the best epoch in a checkpoint; without one the last epoch is tested.
+
+    Returns:
+        RecBole's keys `best_valid_score`, `valid_score_bigger`, `best_valid_result` and `test_result`, and
+        those of the result file (see `recbole_ssd.result.make_result`).
+
+    Raises:
+        ValueError: if settings or data cannot be used; the sentence says which and what to do.
+    """
+    config = Config(model, dataset, config_file_list, config_dict)
+    return _run(config, saved=saved, verbose=True)
+
+
+def objective_function(config_dict=None, config_file_list=None, saved=True) -> dict:
+    """One trial of a search over settings, as RecBole's HyperTuning calls it."""
+    config = Config(config_file_list=config_file_list, config_dict=config_dict)
+    return _run(config, saved=saved, verbose=False)
+
+
+def load_data_and_model(model_file: str) -> tuple:
+    """Builds again what a checkpoint was trained on, with its weights.
+
+    Args:
+        model_file: a checkpoint of ours. It is read as plain data: no code of the file is run.
+
+    Returns:
+        config, model, dataset, train_data, valid_data and test_data, as RecBole's function gives them.
+
+    Raises:
+        ValueError: if the file is no checkpoint, or its data are not there.
+    """
+    checkpoint = read_checkpoint(model_file)
+    config = Config(config_dict=checkpoint["config"])
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    dataset, train_data, valid_data, test_data, model = _build(config)
+    load_weights(model, checkpoint, config.given(), model_file)
+    return config, model, dataset, train_data, valid_data, test_data
+
+
+def _run(config: Config, saved: bool, verbose: bool) -> dict:
+    check_result_file(config["result_file"])
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    getLogger().info(config)
+
+    dataset, train_data, valid_data, test_data, model = _build(config)
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    show_progress = config["show_progress"] and verbose
+    try:
+        best_valid_score, best_valid_result = trainer.fit(
+            train_data, valid_data, verbose=verbose, saved=saved, show_progress=show_progress
+        )
+    except KeyboardInterrupt:
+        getLogger().warning(trainer.interrupted())
+        raise
+    trainer.ranks = [] if config["save_ranks"] else None
+    test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=show_progress)
+    trainer.tensorboard.close()
+
+    more = {
+        "split_fingerprint": split_fingerprint(valid_data, test_data),
+        "best_valid_score": best_valid_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "train_loss": list(trainer.train_loss_dict.values()),
+        "checkpoint": trainer.saved_model_file if saved else None,
+        "log_file": log_file(),
+    }
+    result = make_result(config, trainer, train_data, best_valid_result, test_result, **more)
+    _report(result, trainer, dataset)
+    return result
+
+
+def _report(result: dict, trainer, dataset) -> None:
+    """Logs the result and writes the files that were asked for."""
+    config, logger = trainer.config, getLogger()
+    logger.info("result\n" + describe(result))
+    if config["result_file"]:
+        write_result(result, config["result_file"])
+        logger.info(f"result written to {config['result_file']}")
+    if config["save_ranks"]:
+        logger.info(f"ranks written to {write_ranks(trainer.ranks, dataset, config)}")
+
+
+def _build(config: Config) -> tuple:
+    """Data set, the three loaders and a fresh model."""
+    logger = getLogger()
+    dataset = create_dataset(config)
+    logger.info(dataset)
+    train_data, valid_data, test_data = data_preparation(config, dataset)
+    init_seed(config["seed"], config["reproducibility"])
+    model = config.model_class(config, train_data.dataset).to(config["device"])
+    logger.info(model)
+    return dataset, train_data, valid_data, test_data, model

@@ -1,0 +1,26 @@
+"""What every room's tests may use: the generated data set and a folder of their own to run in."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch):
+    """An empty working folder: logs, TensorBoard files and checkpoints of a run land there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny():
+    """Settings that train on the generated data set of the repository, one short epoch, in silence."""
+    return {
+        "data_path": str(ROOT / "dataset"),
+        "dataset": "tiny",
+        "epochs": 1,
+        "show_progress": False,
+        "gpu_id": "",
+    }

@@ -1,0 +1,170 @@
+"""What every packed model owes its users. A new model is one more line in MODELS."""
+
+import pytest
+import torch
+
+from recbole_ssd.model.ssd4rec import SSD4Rec, SSD4RecLayer
+from recbole_ssd.ops.packing import Segments
+
+from .conftest import N_ITEMS, packed, padded, random_histories
+
+MODELS = {
+    "SSD4Rec": ("SSD4Rec", {}),
+    "SSD4Rec, one layer": ("SSD4Rec", {"num_layers": 1, "norm_embedding": True}),
+    "SSD4Rec, forward only": ("SSD4Rec", {"bidirectional": "none"}),
+    "SSD4Rec, flip": ("SSD4Rec", {"bidirectional": "flip", "supervision": "prefixes"}),
+}
+CAUSAL = {name: entry for name, entry in MODELS.items() if "flip" not in name}
+
+
+class LeaksFromNeighbours(SSD4Rec):
+    """Broken on purpose: the borders between users are forgotten."""
+
+    def encode(self, stream):
+        whole = Segments(torch.tensor([0, len(stream.items)]))
+        return super().encode(stream._replace(segments=whole))
+
+
+class LeaksFromTheFuture(SSD4Rec):
+    """Broken on purpose: the flipped direction over the whole history, flipped back."""
+
+    def encode(self, stream):
+        y = super().encode(stream)
+        return y + super().encode(stream._replace(items=stream.items[stream.segments.flip]))[stream.segments.flip]
+
+
+@pytest.fixture(params=MODELS.values(), ids=MODELS)
+def model(request, build):
+    name, settings = request.param
+    return build(name, **settings)
+
+
+def encode(model, histories):
+    with torch.no_grad():
+        return model.encode(model.stream(packed(histories)))
+
+
+def moves_past_when_the_future_changes(model) -> bool:
+    first = random_histories((70,))[0]
+    second = first[:40] + random_histories((30,), seed=1)[0]
+    before, after = encode(model, [first]), encode(model, [second])
+    assert not torch.equal(before[40:], after[40:]), "the change itself must be felt"
+    return not torch.equal(before[:40], after[:40])
+
+
+def moves_neighbours(model) -> bool:
+    histories = random_histories()
+    changed = [histories[0], histories[1], random_histories((70,), seed=1)[0], *histories[3:]]
+    with torch.no_grad():
+        before, after = (model.full_sort_predict(packed(h)) for h in (histories, changed))
+    assert not torch.equal(before[2], after[2]), "the change itself must be felt"
+    others = [0, 1, 3, 4]
+    return not torch.equal(before[others], after[others])
+
+
+@pytest.mark.parametrize(("name", "settings"), CAUSAL.values(), ids=CAUSAL)
+def test_the_future_never_moves_the_past(build, name, settings):
+    assert not moves_past_when_the_future_changes(build(name, **settings))
+
+
+def test_one_user_never_moves_another(model):
+    assert not moves_neighbours(model)
+
+
+def test_the_leak_tests_catch_broken_models(build):
+    assert moves_neighbours(build(model_class=LeaksFromNeighbours))
+    assert moves_past_when_the_future_changes(build(model_class=LeaksFromTheFuture))
+
+
+def test_packed_padded_and_alone_give_the_same_scores(model):
+    model, histories = model.double(), random_histories()
+    with torch.no_grad():
+        scores = model.full_sort_predict(packed(histories))
+        torch.testing.assert_close(model.full_sort_predict(padded(histories)), scores, rtol=0, atol=0)
+        alone = torch.cat([model.full_sort_predict(packed([history])) for history in histories])
+    assert scores.shape == (len(histories), N_ITEMS)
+    torch.testing.assert_close(alone, scores, rtol=1e-11, atol=1e-12)
+
+
+def test_predict_is_a_column_of_full_sort_predict(model):
+    histories, targets = random_histories(), torch.tensor([3, 1, 4, 1, 5])
+    with torch.no_grad():
+        scores = model.full_sort_predict(packed(histories))
+        column = model.predict(packed(histories, targets))
+    torch.testing.assert_close(column, scores[torch.arange(5), targets], rtol=1e-4, atol=1e-5)
+    assert scores.dtype == torch.float32
+
+
+def test_order_matters(model):
+    history = random_histories((9,))[0]
+    swapped = [history[1], history[0], *history[2:]]
+    assert not torch.allclose(encode(model, [history])[-1], encode(model, [swapped])[-1], atol=1e-4)
+
+
+def test_save_and_load_give_identical_scores(model, build, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    batch = packed(random_histories())
+    with torch.no_grad():
+        scores = model.full_sort_predict(batch)
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+        assert not torch.equal(model.full_sort_predict(batch), scores)
+        model.load_state_dict(torch.load(tmp_path / "weights.pth", weights_only=True))
+        assert torch.equal(model.full_sort_predict(batch), scores)
+
+
+@pytest.mark.parametrize("loss_type", ["CE", "BPR", "BCE"])
+@pytest.mark.parametrize("supervision", ["all_positions", "prefixes"])
+@pytest.mark.parametrize(("name", "settings"), MODELS.values(), ids=MODELS)
+def test_gradients_reach_every_parameter(build, name, settings, supervision, loss_type):
+    if settings.get("bidirectional") == "flip" and supervision == "all_positions":
+        return  # Config refuses the pair, tests/test_config.py
+    negatives = {} if loss_type == "CE" else {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}}
+    model = build(name, **{**settings, **negatives, "loss_type": loss_type, "supervision": supervision}).train()
+    histories = random_histories()
+    count = sum(map(len, histories)) if supervision == "all_positions" else len(histories)
+    batch = packed(histories, torch.randint(1, N_ITEMS, (count,)), torch.randint(1, N_ITEMS, (count, 2)))
+    loss = model.calculate_loss(batch)
+    assert loss.shape == () and torch.isfinite(loss)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_two_equal_steps_are_equal_to_the_bit(model):
+    def gradients():
+        torch.manual_seed(1)
+        model.zero_grad()
+        model.train().calculate_loss(packed(histories, torch.arange(1, 6))).backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    histories = random_histories()
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), gradients()))
+
+
+def test_mask_is_for_training_only_and_hides_inputs(build):
+    model = build(mask_ratio=0.5, dropout_prob=0.0)
+    batch = packed(random_histories())
+    with torch.no_grad():
+        assert torch.equal(model.full_sort_predict(batch), model.full_sort_predict(batch))
+        model.train()
+        assert not torch.equal(model.full_sort_predict(batch), model.full_sort_predict(batch))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"bidirectional": "both"}, "bidirectional"),
+        ({"mask_ratio": 1.0}, "mask_ratio"),
+        ({"headdim": 7}, "headdim"),
+        ({"loss_type": "MSE"}, "loss_type"),
+    ],
+)
+def test_wrong_settings_get_a_sentence(build, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build(**settings)
+
+
+def test_layer_refuses_an_unknown_direction():
+    with pytest.raises(ValueError, match="readout, flip, none"):
+        SSD4RecLayer(None, None, "sideways", 0.1, 0.0, 1e-12)

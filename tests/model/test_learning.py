@@ -1,0 +1,54 @@
+"""A model learns a rule, and nothing where there is none."""
+
+import pytest
+import torch
+
+from .conftest import N_ITEMS, packed
+from .test_contract import MODELS
+
+STEPS = 60
+
+
+def histories_with_a_rule(users, length, generator):
+    """The next item is 7 times this one plus the one before, modulo the catalogue."""
+    rows = torch.randint(1, N_ITEMS, (users, length), generator=generator)
+    for t in range(2, length):
+        rows[:, t] = (rows[:, t - 1] + 7 * (rows[:, t - 2] % 2)) % (N_ITEMS - 1) + 1
+    return rows
+
+
+def histories_of_noise(users, length, generator):
+    return torch.randint(1, N_ITEMS, (users, length), generator=generator)
+
+
+def hit_rate_after_training(model, make) -> float:
+    """Share of unseen users whose next item is ranked first."""
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    model.train()
+    for _ in range(STEPS):
+        rows = make(48, 17, generator)
+        histories, targets = rows[:, :-1].tolist(), rows[:, 1:].flatten()
+        if model_reads_only_the_end(model):
+            targets = rows[:, -1]
+        optimizer.zero_grad()
+        model.calculate_loss(packed(histories, targets)).backward()
+        optimizer.step()
+    rows = make(200, 17, torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        scores = model.eval().full_sort_predict(packed(rows[:, :-1].tolist()))
+    scores[:, 0] = -torch.inf
+    return (scores.argmax(1) == rows[:, -1]).float().mean().item()
+
+
+def model_reads_only_the_end(model) -> bool:
+    return getattr(model.layers[0], "bidirectional", None) == "flip"
+
+
+@pytest.mark.parametrize(("name", "settings"), MODELS.values(), ids=MODELS)
+def test_learns_a_rule_and_not_noise(build, name, settings):
+    quick = {"mask_ratio": 0.0, "dropout_prob": 0.0, "initializer_range": 0.1, "hidden_size": 32}
+    steps = {"hit": hit_rate_after_training(build(name, **settings, **quick), histories_with_a_rule)}
+    steps["noise"] = hit_rate_after_training(build(name, **settings, **quick), histories_of_noise)
+    assert steps["hit"] > 0.9, steps
+    assert steps["noise"] < 0.1, steps

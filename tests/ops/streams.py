@@ -1,0 +1,44 @@
+"""Streams for the op tests: ugly lengths, and Mamba-2's ranges of dt and A."""
+
+from __future__ import annotations
+
+import torch
+
+LENGTHS = (1, 2, 3, 4, 5, 31, 32, 33, 63, 64, 65, 200)
+ORDERS = {
+    "rising": LENGTHS,
+    "falling": LENGTHS[::-1],
+    "mixed": (64, 1, 200, 3, 33, 65, 2, 63, 5, 31, 4, 32),
+}
+
+
+def borders(lengths) -> torch.Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+def ssd_inputs(length, heads=4, headdim=8, groups=1, state=16, decay=16.0, dt_max=0.1, seed=0):
+    """x, dt, A, B, C, D in float64."""
+    g = torch.Generator().manual_seed(seed)
+    f64 = {"dtype": torch.float64, "generator": g}
+    return [
+        torch.randn(1, length, heads, headdim, **f64),
+        torch.rand(1, length, heads, **f64) * (dt_max - dt_max / 100) + dt_max / 100,
+        -1 - torch.rand(heads, **f64) * (decay - 1),
+        torch.randn(1, length, groups, state, **f64),
+        torch.randn(1, length, groups, state, **f64),
+        torch.randn(heads, **f64),
+    ]
+
+
+def run(op, inputs, dy, dtype=torch.float64):
+    """[y, gradient of every input], of `op` computed in `dtype`, as float64."""
+    leaves = [t.detach().to(dtype).requires_grad_() for t in inputs]
+    y = op(*leaves)
+    y.backward(dy.to(dtype))
+    grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]  # one token: A has no part in it
+    return [y.detach().double()] + [grad.double() for grad in grads]
+
+
+def error(got, truth) -> float:
+    """Largest error, as a share of the largest entry."""
+    return ((got - truth).abs().max() / truth.abs().max().clamp(min=1e-300)).item()

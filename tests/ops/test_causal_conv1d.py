@@ -1,0 +1,74 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recbole_ssd.ops.causal_conv1d import causal_conv1d
+
+from .streams import LENGTHS, ORDERS, borders, error, run
+
+
+def inputs_of(length, width, channels=5):
+    f64 = {"dtype": torch.float64}
+    return [torch.randn(1, length, channels, **f64), torch.randn(channels, width, **f64), torch.randn(channels, **f64)]
+
+
+def torch_conv(cu, reverse):
+    """torch's own depthwise convolution, one segment at a time."""
+
+    def op(x, weight, bias):
+        parts = []
+        for begin, end in zip(cu, cu[1:]):
+            part = x[:, begin:end].flip(1) if reverse else x[:, begin:end]
+            padded = F.pad(part.transpose(1, 2), (weight.shape[1] - 1, 0))
+            y = F.silu(F.conv1d(padded, weight[:, None], bias, groups=len(weight))).transpose(1, 2)
+            parts.append(y.flip(1) if reverse else y)
+        return torch.cat(parts, dim=1)
+
+    return op
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("width", [1, 2, 4, 7])
+@pytest.mark.parametrize("lengths", ORDERS.values(), ids=ORDERS)
+def test_equals_torch_segment_by_segment(lengths, width, reverse):
+    cu = borders(lengths)
+    inputs = inputs_of(sum(lengths), width)
+    dy = torch.randn_like(inputs[0])
+    ours = run(lambda *i: causal_conv1d(*i, cu_seqlens=cu, reverse=reverse), inputs, dy)
+    for got, want in zip(ours, run(torch_conv(cu, reverse), inputs, dy)):
+        assert error(got, want) < 1e-13
+
+
+def test_stream_shorter_than_the_filter():
+    inputs = inputs_of(2, 7)
+    dy = torch.randn_like(inputs[0])
+    for got, want in zip(run(causal_conv1d, inputs, dy), run(torch_conv(borders([2]), False), inputs, dy)):
+        assert error(got, want) < 1e-13
+
+
+def test_dense_batch_without_bias_and_activation():
+    x, weight, _ = inputs_of(24, 4)
+    rows = x.view(3, 8, 5)
+    want = F.conv1d(F.pad(rows.transpose(1, 2), (3, 0)), weight[:, None], groups=5).transpose(1, 2)
+    assert error(causal_conv1d(rows, weight, activation=None), want) < 1e-13
+
+
+def test_neighbours_stay_bit_identical():
+    cu, inputs = borders(LENGTHS), [t.float() for t in inputs_of(sum(LENGTHS), 4)]
+    mixed = [t.clone() for t in inputs]
+    mixed[0][:, 15:46] = 7.0  # the sixth segment
+    before, after = (causal_conv1d(*i, cu_seqlens=cu) for i in (inputs, mixed))
+    same = torch.ones(sum(LENGTHS), dtype=torch.bool)
+    same[15:46] = False
+    assert torch.equal(before[:, same], after[:, same])
+
+
+def test_wrong_input_gets_a_sentence():
+    x, weight, bias = inputs_of(9, 4)
+    for change, sentence in (
+        ({"weight": weight[:3]}, "weight"),
+        ({"activation": "relu"}, "silu"),
+        ({"cu_seqlens": borders([4])}, r"\(1, 4"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            causal_conv1d(**({"x": x, "weight": weight, "bias": bias} | change))

@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from recbole_ssd.ops.causal_conv1d import causal_conv1d
+from recbole_ssd.ops.readout import prefix_readout
+from recbole_ssd.ops.ssd import ssd
+
+from .streams import borders, error, run
+
+LENGTHS = (1, 2, 3, 4, 5, 9, 1, 17, 70)
+HEADS, HEADDIM, STATE = 4, 3, 5
+
+
+def inputs_of(width, groups, length=sum(LENGTHS)):
+    f64 = {"dtype": torch.float64}
+    channels = HEADS * HEADDIM + 2 * groups * STATE
+    return [
+        torch.randn(length, channels, **f64),
+        torch.rand(length, HEADS, **f64) * 0.5,
+        -torch.rand(HEADS, **f64) * 3,
+        torch.randn(HEADS, **f64),
+        torch.randn(channels, width, **f64),
+        torch.randn(channels, **f64),
+    ]
+
+
+def readout(groups, lengths=LENGTHS):
+    cu = borders(lengths)
+    return lambda *inputs: prefix_readout(*inputs, headdim=HEADDIM, ngroups=groups, cu_seqlens=cu)
+
+
+def flipped_scan_of_every_prefix(groups):
+    """The definition: flip each prefix, convolve, scan, and take the last step."""
+
+    def last_step(xBC, dt, A, D, weight, bias):
+        xBC, dt = xBC.flip(0)[None], dt.flip(0)[None]
+        inner = HEADS * HEADDIM
+        x, B, C = causal_conv1d(xBC, weight, bias).split([inner, groups * STATE, groups * STATE], dim=-1)
+        parts = x.unflatten(-1, (HEADS, -1)), dt, A, B.unflatten(-1, (groups, -1)), C.unflatten(-1, (groups, -1))
+        return ssd(*parts, D, backend="reference")[0, -1]
+
+    def every(xBC, dt, *shared):
+        ends = [(begin, t) for begin, end in zip(cu, cu[1:]) for t in range(begin + 1, end + 1)]
+        return torch.stack([last_step(xBC[begin:t], dt[begin:t], *shared) for begin, t in ends])
+
+    cu = borders(LENGTHS).tolist()
+    return every
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("width", [1, 2, 4, 7])
+def test_readout_is_the_flipped_scan_of_every_prefix(width, groups):
+    inputs = inputs_of(width, groups)
+    dy = torch.randn(sum(LENGTHS), HEADS, HEADDIM, dtype=torch.float64)
+    truth = run(flipped_scan_of_every_prefix(groups), inputs, dy)
+    for got, want in zip(run(readout(groups), inputs, dy), truth):
+        assert error(got, want) < 1e-12
+
+
+def test_gradcheck():
+    inputs = [t.requires_grad_() for t in inputs_of(4, 1, length=10)]
+    assert torch.autograd.gradcheck(readout(1, (2, 1, 7)), inputs)
+
+
+@pytest.mark.parametrize("changed", ["future", "neighbour"])
+def test_nothing_leaks_not_even_in_rounding(changed):
+    inputs = [t.float() for t in inputs_of(4, 1)]
+    rows = slice(60, 112) if changed == "future" else slice(25, 42)  # the long segment's end, or the one before it
+    mixed = [t.clone() for t in inputs]
+    mixed[0][rows] = torch.randn_like(mixed[0][rows])
+    mixed[1][rows] = torch.rand_like(mixed[1][rows])
+    before, after = readout(1)(*inputs), readout(1)(*mixed)
+    same = torch.ones(len(before), dtype=torch.bool)
+    same[rows] = False
+    assert torch.equal(before[same], after[same])
+    assert not torch.equal(before[rows], after[rows])
+
+
+def test_long_segment_stays_accurate_in_float32():
+    lengths = (3000, 20)
+    inputs = inputs_of(4, 1, sum(lengths))
+    truth = readout(1, lengths)(*inputs)
+    assert error(readout(1, lengths)(*(t.float() for t in inputs)).double(), truth) < 2e-6

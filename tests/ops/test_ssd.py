@@ -1,0 +1,138 @@
+import pytest
+import torch
+
+from recbole_ssd.ops.packing import Segments
+from recbole_ssd.ops.ssd import ssd
+
+from .streams import LENGTHS, ORDERS, borders, error, run, ssd_inputs
+
+SHAPES = {"one group": {}, "two groups": {"groups": 2}, "a group a head": {"groups": 4}}
+STEEP = {"decay": 16.0, "dt_max": 20.0}  # decays that overflow when they are factored
+
+
+def backend(name, cu_seqlens, **kwargs):
+    return lambda *inputs: ssd(*inputs, cu_seqlens=cu_seqlens, backend=name, **kwargs)
+
+
+@pytest.mark.parametrize("lengths", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("name", ["torch", "reference"])
+def test_packed_equals_alone(name, lengths):
+    inputs, cu = ssd_inputs(sum(lengths)), borders(lengths)
+    dy = torch.randn_like(inputs[0])
+    packed = run(backend(name, cu), inputs, dy)
+    alone = []
+    for begin, end in zip(cu, cu[1:]):
+        part = [t[:, begin:end] if t.dim() > 1 else t for t in inputs]
+        alone.append(run(backend("reference", None), part, dy[:, begin:end]))
+    for i, got in enumerate(packed):
+        parts = [a[i] for a in alone]
+        truth = sum(parts) if parts[0].dim() == 1 else torch.cat(parts, dim=1)
+        assert error(got, truth) < 1e-12
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 16, 32, 100])
+@pytest.mark.parametrize("shape", [*SHAPES.values(), STEEP], ids=[*SHAPES, "steep"])
+def test_torch_equals_recurrence_in_float64(shape, chunk_size):
+    inputs, cu = ssd_inputs(sum(LENGTHS), **shape), borders(LENGTHS)
+    dy = torch.randn_like(inputs[0])
+    truth = run(backend("reference", cu), inputs, dy)
+    for got, want in zip(run(backend("torch", cu, chunk_size=chunk_size), inputs, dy), truth):
+        assert error(got, want) < 1e-11
+
+
+@pytest.mark.parametrize("shape", [*SHAPES.values(), STEEP], ids=[*SHAPES, "steep"])
+def test_torch_is_as_accurate_as_recurrence_in_float32(shape):
+    cu = borders(LENGTHS)
+    chunked, recurrence = [], []
+    for seed in range(3):
+        inputs = ssd_inputs(sum(LENGTHS), seed=seed, **shape)
+        dy = torch.randn_like(inputs[0])
+        truth = run(backend("reference", cu), inputs, dy)
+        for name, errors in (("torch", chunked), ("reference", recurrence)):
+            errors.append([error(got, want) for got, want in zip(run(backend(name, cu), inputs, dy, torch.float32), truth)])
+    y, dx, ddt, dA, dB, dC, dD = torch.tensor(chunked).median(0).values.tolist()
+    limits = [2 * e for e in torch.tensor(recurrence).median(0).values.tolist()]
+    assert y <= limits[0]
+    assert all(grad <= max(limit, 1e-6) for grad, limit in zip((dx, ddt, dB, dC, dD), (*limits[1:3], *limits[4:])))
+    # A's gradient sums differences of nearly equal flows over whole chunks: a hundred times an ulp, not one.
+    assert dA <= 2e-5
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
+def test_dense_batch_equals_recurrence(length):
+    rows = [ssd_inputs(length, seed=seed) for seed in range(3)]
+    shared = {2: rows[0][2], 5: rows[0][5]}
+    inputs = [shared.get(i, torch.cat([row[i] for row in rows])) for i in range(6)]
+    dy = torch.randn_like(inputs[0])
+    for got, want in zip(run(backend("torch", None), inputs, dy), run(backend("reference", None), inputs, dy)):
+        assert error(got, want) < 1e-12
+
+
+def test_gradcheck():
+    inputs = [t.requires_grad_() for t in ssd_inputs(12, heads=2, headdim=2, state=3)]
+    cu = borders([1, 4, 7])
+    assert torch.autograd.gradcheck(backend("torch", cu, chunk_size=4), inputs)
+
+
+def test_skip_per_channel_and_no_skip():
+    *inputs, D = ssd_inputs(sum(LENGTHS))
+    cu, per_channel = borders(LENGTHS), torch.randn(4, 8, dtype=torch.float64)
+    for skip in (per_channel, None):
+        got, want = (ssd(*inputs, skip, cu_seqlens=cu, backend=name) for name in ("torch", "reference"))
+        assert error(got, want) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [{}, STEEP], ids=["gentle", "steep"])
+def test_changing_one_segment_leaves_all_others_bit_identical(shape):
+    lengths = ORDERS["mixed"]
+    cu = borders(lengths)
+    inputs = [t.float() for t in ssd_inputs(sum(lengths), **shape)]
+    other = [t.float() for t in ssd_inputs(sum(lengths), seed=1, **shape)]
+    changed = slice(cu[2], cu[3])
+    mixed = [t.clone() for t in inputs]
+    for i in (0, 1, 3, 4):
+        mixed[i][:, changed] = other[i][:, changed]
+    before, after = (ssd(*t, cu_seqlens=cu) for t in (inputs, mixed))
+    same = torch.ones(sum(lengths), dtype=torch.bool)
+    same[changed] = False
+    assert torch.equal(before[:, same], after[:, same])
+    assert not torch.equal(before[:, changed], after[:, changed])
+
+
+@pytest.mark.parametrize("dt_max", [0.1, 20.0], ids=["gentle", "steep"])
+def test_changing_the_future_leaves_the_past_bit_identical(dt_max):
+    cu = borders([200])
+    inputs = [t.float() for t in ssd_inputs(200)]
+    mixed = [t.clone() for t in inputs]
+    for i, t in enumerate(ssd_inputs(200, dt_max=dt_max, seed=1)):
+        if t.dim() > 1:
+            mixed[i][:, 150:] = t[:, 150:]
+    before, after = (ssd(*t, cu_seqlens=cu) for t in (inputs, mixed))
+    assert torch.equal(before[:, :150], after[:, :150])
+    assert not torch.equal(before[:, 150:], after[:, 150:])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"backend": "cuda"}, "backends"),
+        ({"chunk_size": 0}, "chunk_size"),
+        ({"cu_seqlens": torch.tensor([0, 5])}, r"\(1, 5"),
+        ({"cu_seqlens": torch.tensor([0, 4, 4, 10])}, "empty"),
+        ({"cu_seqlens": torch.tensor([1, 10])}, "start at 0"),
+        ({"dt": torch.ones(1, 10, 3)}, "dt must have shape"),
+        ({"D": torch.ones(3)}, "D must have shape"),
+        ({"B": torch.ones(1, 10, 3, 16), "C": torch.ones(1, 10, 3, 16)}, "multiple"),
+        ({"x": torch.ones(1, 10, 4, 8, dtype=torch.bfloat16)}, "float32 or float64"),
+    ],
+)
+def test_wrong_input_gets_a_sentence(change, sentence):
+    names = ("x", "dt", "A", "B", "C", "D")
+    arguments = dict(zip(names, (t.float() for t in ssd_inputs(10)))) | change
+    with pytest.raises(ValueError, match=sentence):
+        ssd(**arguments)
+
+
+def test_segments_are_read_once():
+    segments = Segments(borders(LENGTHS))
+    assert Segments.of(segments) is segments

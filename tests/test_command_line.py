@@ -1,0 +1,114 @@
+"""The command line: settings in, sentences out."""
+
+import subprocess
+import sys
+
+import pytest
+
+from recbole_ssd import command_line
+from recbole_ssd.command_line import is_sentence, main, parse
+from tests.conftest import ROOT
+
+
+def test_reads_any_key_and_splits_at_the_first_equals_sign():
+    arguments = ["--model=SASRec", "--val_interval={'a':'[1,2]'}", "--data_path=x=y", "--result_file="]
+    expected = {"model": "SASRec", "val_interval": "{'a':'[1,2]'}", "data_path": "x=y", "result_file": ""}
+    assert parse(arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("SASRec", "write --SASRec=VALUE"),
+        ("--model", "write --model=VALUE"),
+        ("-model=x", "is not of the form --key=value"),
+        ("--=x", "is not of the form --key=value"),
+        ("--seed=1", "'--seed' is given twice, as '2' and as '1'"),
+    ],
+)
+def test_anything_else_is_refused(argument, words, capsys):
+    assert main(["--seed=2", argument]) == 2
+    printed = capsys.readouterr().err
+    assert words in printed and "Traceback" not in printed
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What run_recbole_ssd was called with."""
+    calls = []
+    monkeypatch.setattr(command_line, "run_recbole_ssd", lambda **kwargs: calls.append(kwargs))
+    return calls
+
+
+def test_no_arguments_is_ssd4rec_on_ml_100k(asked):
+    assert main([]) == 0
+    assert asked == [{"config_file_list": [], "config_dict": {"model": "SSD4Rec", "dataset": "ml-100k"}}]
+
+
+def test_names_in_config_files_count(asked, tmp_path):
+    (tmp_path / "a.yaml").write_text("model: SASRec\n")
+    (tmp_path / "b.yaml").write_text("dataset: tiny\n")
+    assert main([f"--config_files={tmp_path / 'a.yaml'} {tmp_path / 'b.yaml'}", "--seed=1"]) == 0
+    assert asked[0]["config_dict"] == {"seed": "1"}
+    assert len(asked[0]["config_file_list"]) == 2
+
+
+def test_list_models_names_ours_first(capsys):
+    assert main(["--list_models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines]
+    assert names.index("SSD4Rec") < names.index("BERT4Rec") < names.index("SASRec")
+    assert not {"KSR", "DIEN", "S3Rec", "BPR"} & set(names)
+    assert all(len(line.split()) > 2 for line in lines)
+
+
+def test_help_says_how(capsys):
+    assert main(["--help"]) == 0
+    assert "--KEY=VALUE" in capsys.readouterr().out
+
+
+def test_ctrl_c_exits_130(monkeypatch):
+    def stop(**kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "run_recbole_ssd", stop)
+    assert main([]) == 130
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(command_line, "run_recbole_ssd", lambda **kwargs: int("no number"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main([])
+
+
+def test_debug_shows_the_traceback_of_a_sentence():
+    with pytest.raises(ValueError, match="there is no model 'Nope'"):
+        main(["--model=Nope", "--state=DEBUG"])
+
+
+def test_only_our_own_raise_is_a_sentence():
+    from recbole_ssd.settings import read_yaml
+
+    errors = []
+    for call in (lambda: read_yaml("missing.yaml"), lambda: read_yaml(3), lambda: int("x")):
+        try:
+            call()
+        except (ValueError, TypeError) as error:
+            errors.append(is_sentence(error))
+    assert errors == [True, False, False]
+
+
+def test_the_script_refuses_without_a_traceback(run_folder):
+    command = [sys.executable, str(ROOT / "run_recbole_ssd.py"), "--lerning_rate=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith("Did you mean 'learning_rate'?") and "Traceback" not in done.stderr
+
+
+def test_the_script_trains(run_folder):
+    settings = ["--model=GRU4Rec", f"--data_path={ROOT / 'dataset'}", "--dataset=tiny", "--epochs=1"]
+    command = [sys.executable, str(ROOT / "run_recbole_ssd.py"), *settings, "--result_file=r.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "protocol A" in done.stderr and "FutureWarning" not in done.stderr
+    assert (run_folder / "r.json").is_file()

@@ -1,0 +1,233 @@
+"""One experiment: its result, its files, and RecBole's own numbers."""
+
+import csv
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from recbole_ssd import (
+    Config,
+    Trainer,
+    compat,
+    init_logger,
+    load_data_and_model,
+    objective_function,
+    run_recbole_ssd,
+)
+from recbole_ssd.logger import log_file
+from recbole_ssd.result import protocol
+
+RESULT_KEYS = {
+    "model",
+    "dataset",
+    "seed",
+    "best_valid_result",
+    "test_result",
+    "best_epoch",
+    "valid_by_epoch",
+    "epoch_s",
+    "train_s",
+    "eval_s",
+    "tokens_per_epoch",
+    "targets_per_epoch",
+    "peak_rss_mb",
+    "peak_gpu_mb",
+    "n_params",
+    "split_fingerprint",
+    "protocol",
+    "versions",
+    "machine",
+    "command",
+    "config",
+}
+
+
+@pytest.mark.parametrize("model", ["GRU4Rec", "SSD4Rec"])
+def test_result_file_holds_what_the_run_returned(run_folder, tiny, model):
+    settings = {**tiny, "epochs": 2, "result_file": "out/result.json", "save_ranks": True}
+    result = run_recbole_ssd(model, config_dict=settings)
+    written = json.loads(Path("out/result.json").read_text())
+    assert set(written) == RESULT_KEYS
+    assert all(written[key] == json.loads(json.dumps(result[key])) for key in RESULT_KEYS)
+    assert {"best_valid_score", "valid_score_bigger"} <= set(result)
+    assert len(result["epoch_s"]) == len(result["valid_by_epoch"]) == 2
+    best = max(result["valid_by_epoch"], key=lambda entry: (entry["result"]["ndcg@10"], entry["epoch"]))
+    assert (result["best_epoch"], result["best_valid_result"]) == (best["epoch"], best["result"])
+    assert result["best_valid_score"] == best["result"]["ndcg@10"]
+    assert result["train_s"] == pytest.approx(sum(result["epoch_s"]))
+    assert result["targets_per_epoch"] == 606 - 3 * 60  # all events but each user's first and two held out
+    assert Path(result["checkpoint"]).is_file() and Path(result["log_file"]).is_file()
+
+
+def test_ranks_give_the_metrics(run_folder, tiny):
+    settings = {**tiny, "result_file": "r.json", "save_ranks": True, "metric_decimal_place": 6}
+    result = run_recbole_ssd("GRU4Rec", config_dict=settings)
+    with open("r.ranks.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["user_id"] for row in rows}) == len(rows) == 60
+    assert rows[0]["user_id"].startswith("u") and rows[0]["item_id"].startswith("i")
+    ranks = [int(row["rank"]) for row in rows]
+    hit = sum(rank <= 10 for rank in ranks) / len(ranks)
+    mrr = sum(1 / rank for rank in ranks if rank <= 10) / len(ranks)
+    assert result["test_result"]["hit@10"] == pytest.approx(hit, abs=1e-5)
+    assert result["test_result"]["mrr@10"] == pytest.approx(mrr, abs=1e-5)
+
+
+@pytest.mark.parametrize("model", ["GRU4Rec", "SSD4Rec"])
+def test_one_seed_one_result(run_folder, tiny, model):
+    first, second = (run_recbole_ssd(model, config_dict=tiny) for _ in range(2))
+    assert first["train_loss"] == second["train_loss"]
+    assert first["test_result"] == second["test_result"]
+    assert run_recbole_ssd(model, config_dict={**tiny, "seed": 1})["train_loss"] != first["train_loss"]
+
+
+def test_two_runs_write_two_logs_and_leave_other_handlers(run_folder, tiny):
+    root, mine = logging.getLogger(), logging.NullHandler()
+    root.addHandler(mine)
+    before = list(root.handlers)
+    try:
+        first, second = (run_recbole_ssd("GRU4Rec", config_dict=tiny) for _ in range(2))
+        assert mine in root.handlers and set(before) - set(root.handlers) <= {*before} - {mine}
+        assert len(root.handlers) <= len(before) + 2
+    finally:
+        root.removeHandler(mine)
+    assert first["log_file"] != second["log_file"]
+    for result in (first, second):
+        text = Path(result["log_file"]).read_text()
+        assert text.count("test           hit@10") == 1
+        assert "settings read from" in text and "properties/overall.yaml" in text
+        assert result["split_fingerprint"] in text
+
+
+def test_two_logs_of_one_second_have_two_names(run_folder, tiny):
+    config = Config("GRU4Rec", config_dict=tiny)
+    names = set()
+    for _ in range(2):
+        init_logger(config)
+        names.add(log_file())
+    assert len(names) == 2 and None not in names
+
+
+def test_unused_key_is_warned_of_in_the_log(run_folder, tiny):
+    result = run_recbole_ssd("GRU4Rec", config_dict={**tiny, "n_heads": 4})
+    assert (
+        "WARNING  'n_heads' (set in config_dict) is not used: GRU4Rec" in Path(result["log_file"]).read_text()
+    )
+
+
+def test_objective_function_gives_the_score(run_folder, tiny):
+    result = objective_function({**tiny, "model": "GRU4Rec"}, saved=False)
+    assert result["best_valid_score"] == result["best_valid_result"]["ndcg@10"]
+    assert result["checkpoint"] is None and not list(Path("saved").iterdir())
+
+
+@pytest.mark.parametrize("model", ["GRU4Rec", "SSD4Rec"])
+def test_checkpoint_gives_back_data_and_model(run_folder, tiny, model):
+    result = run_recbole_ssd(model, config_dict=tiny)
+    config, loaded, dataset, train, valid, test = load_data_and_model(result["checkpoint"])
+    assert config["model"] == model and config.given() == result["config"]
+    trainer = Trainer(config, loaded)
+    again = trainer.evaluate(test, load_best_model=False)
+    assert {name: float(value) for name, value in again.items()} == result["test_result"]
+    assert len(train) > 0 and len(valid) > 0 and dataset.item_num == 41
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"result_file": "blocked/x/result.json"}, "the folder of result_file"),
+        ({"checkpoint_dir": "blocked/saved"}, "checkpoint_dir 'blocked/saved' cannot be written"),
+        ({"result_file": "."}, "is a folder: name a file in it"),
+        ({"dataset": "tinny"}, "tinny"),
+    ],
+)
+def test_refuses_before_training(run_folder, tiny, settings, words):
+    Path("blocked").write_text("a file where a folder should be")
+    with pytest.raises(ValueError, match=words.replace("(", r"\(")):
+        run_recbole_ssd("GRU4Rec", config_dict={**tiny, **settings})
+
+
+def test_refuses_a_log_folder_that_is_a_file(run_folder, tiny):
+    Path("log").write_text("")
+    with pytest.raises(ValueError, match="the folder of the log 'log/GRU4Rec' cannot be written"):
+        run_recbole_ssd("GRU4Rec", config_dict=tiny)
+
+
+def test_item_coverage_and_its_kin_are_measured(run_folder, tiny):
+    metrics = ["NDCG", "ItemCoverage", "AveragePopularity", "GiniIndex", "TailPercentage", "ShannonEntropy"]
+    result = run_recbole_ssd("GRU4Rec", config_dict={**tiny, "metrics": metrics})
+    assert 0 < result["test_result"]["itemcoverage@10"] <= 1
+
+
+def test_protocol_letter(run_folder, tiny):
+    def letter(**settings):
+        return protocol(Config("GRU4Rec", config_dict={**tiny, **settings}))["letter"]
+
+    assert letter() == "A"
+    assert letter(exclude_history=True) == "B"
+    assert letter(eval_args={"mode": "uni100"}) is None
+    assert letter(eval_args={"split": {"RS": [0.8, 0.1, 0.1]}}) is None
+
+
+# One of each kind: masked training, inverted histories, users' vectors, no loss_type, item features, ...
+BUILTINS = ["BERT4Rec", "SHAN", "HRM", "TransRec", "GRU4RecF", "FPMC", "FOSSIL", "STAMP"]
+
+
+@pytest.mark.parametrize("model", BUILTINS)
+def test_recboles_models_run_on_the_same_split(run_folder, tiny, model):
+    columns = {"inter": ["user_id", "item_id"], "item": ["item_id", "class"]}
+    result = run_recbole_ssd(model, config_dict={**tiny, "load_col": columns}, saved=False)
+    assert result["targets_per_epoch"] == 426
+    assert result["split_fingerprint"] == "71d03a675a93"
+    assert 0 <= result["test_result"]["ndcg@10"] <= 1
+
+
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+def test_builtin_equals_recbole_driven_by_hand(run_folder, monkeypatch, loss_type):
+    settings = {
+        "epochs": 2,
+        "loss_type": loss_type,
+        "time_order": "recbole",
+        "user_inter_num_interval": "[20,24]",
+        "hidden_size": 32,
+        "embedding_size": 16,
+        "normalize_all": True,
+        "metrics": ["Hit", "NDCG"],
+        "valid_metric": "NDCG@10",
+        "eval_batch_size": 512,
+        "show_progress": False,
+        "gpu_id": "",
+    }
+    ours = run_recbole_ssd("GRU4Rec", "ml-100k", config_dict=settings, saved=False)
+    losses, valid, test = _recbole_by_hand("GRU4Rec", "ml-100k", settings, monkeypatch)
+    assert ours["train_loss"] == losses
+    assert ours["best_valid_result"] == valid
+    assert ours["test_result"] == test
+
+
+def _recbole_by_hand(model, dataset, settings, monkeypatch):
+    """RecBole's own classes and functions, as its quick_start calls them."""
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model, get_trainer, init_seed
+
+    monkeypatch.setattr(sys, "argv", ["by hand"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # put back after the test: RecBole overwrites it
+    compat.apply()
+    columns = {"inter": ["user_id", "item_id", "timestamp"]}
+    negatives = {} if settings["loss_type"] == "BPR" else {"train_neg_sample_args": None}
+    config = Config(model, dataset, config_dict={**settings, **negatives, "load_col": columns})
+    init_seed(config["seed"], config["reproducibility"])
+    data = create_dataset(config)
+    train_data, valid_data, test_data = data_preparation(config, data)
+    init_seed(config["seed"], config["reproducibility"])
+    network = get_model(model)(config, train_data.dataset).to(config["device"])
+    trainer = get_trainer(config["MODEL_TYPE"], model)(config, network)
+    _, valid = trainer.fit(train_data, valid_data, saved=False, verbose=False)
+    test = trainer.evaluate(test_data, load_best_model=False)
+    assert isinstance(next(network.parameters()), torch.Tensor)
+    return list(trainer.train_loss_dict.values()), dict(valid), dict(test)
