@@ -11,6 +11,24 @@ import torch
 _NEEDED = ("config", "epoch", "cur_step", "best_valid_score", "state_dict", "optimizer")
 
 
+def plain_other(others: dict | None, model: str) -> dict | None:
+    """What a model's `other_parameter()` gives, less the modules: `state_dict` has their weights.
+
+    RecBole's GRU4RecF, SASRecF and FDSA name a whole module there, which only a pickle can hold.
+
+    Raises:
+        ValueError: if something else than tensors, arrays, numbers and text is left.
+    """
+    kept = {name: value for name, value in (others or {}).items() if not isinstance(value, torch.nn.Module)}
+    for name, value in kept.items():
+        if not isinstance(value, (torch.Tensor, bool, int, float, str, list, dict, type(None))):
+            raise ValueError(
+                f"{model} keeps a {type(value).__name__} as '{name}' in other_parameter_name, which no plain "
+                "checkpoint holds: make it a tensor (register_buffer), a number or text"
+            )
+    return kept or None
+
+
 def write_checkpoint(state: dict, path: Path | str) -> None:
     """Writes a checkpoint whole or not at all: an interrupted write leaves the older one."""
     part = f"{path}.part"

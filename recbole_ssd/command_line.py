@@ -6,6 +6,8 @@ import dis
 import sys
 from pathlib import Path
 
+import recbole
+
 from recbole_ssd.model_lookup import model_lines
 from recbole_ssd.quick_start import run_recbole_ssd
 from recbole_ssd.settings import read_yaml
@@ -31,7 +33,13 @@ Later wins: RecBole's settings, properties/overall.yaml, the folders model, data
 config files, this line."""
 
 
-def parse(arguments: list[str]) -> dict:
+class Settings(dict):
+    """Settings that know where they come from, so that a sentence can say it."""
+
+    source = "the command line"
+
+
+def parse(arguments: list[str]) -> Settings:
     """The settings on a command line, as text.
 
     Args:
@@ -46,7 +54,7 @@ def parse(arguments: list[str]) -> dict:
     >>> parse(["--model=SASRec", "--config_files=a.yaml b.yaml"])
     {'model': 'SASRec', 'config_files': ['a.yaml', 'b.yaml']}
     """
-    settings = {}
+    settings = Settings()
     for argument in arguments:
         key, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals or not key:
@@ -83,9 +91,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, RuntimeError, OSError) as error:
-        if "--state=DEBUG" in arguments or not is_sentence(error):
+        raised_by = raiser(error)
+        if "--state=DEBUG" in arguments or raised_by is None:
             raise
-        print(f"\n{error}", file=sys.stderr)
+        refuses = "RecBole refuses this: " if raised_by == "recbole" else ""
+        print(f"\n{refuses}{error}", file=sys.stderr)
         return 2
 
 
@@ -99,16 +109,20 @@ def _run(settings: dict) -> int:
     return 0
 
 
-def is_sentence(error: BaseException) -> bool:
-    """Whether an error was raised by a `raise` of this package: a message to the user.
+def raiser(error: BaseException) -> str | None:
+    """Whose `raise` an error comes from, `recbole_ssd` or `recbole`: then it is a message to the user.
 
-    What breaks inside a library, or in a line of ours that is no `raise`, is a bug and keeps its traceback.
+    What breaks inside another library, or in a line that is no `raise`, is a bug and keeps its traceback:
+    None.
     """
     frames = error.__traceback__
     while frames is not None and frames.tb_next is not None:
         frames = frames.tb_next
     if frames is None:
-        return False
+        return None
     code = frames.tb_frame.f_code
-    ours = Path(__file__).resolve().parent in Path(code.co_filename).resolve().parents
-    return ours and dis.opname[code.co_code[frames.tb_lasti]] == "RAISE_VARARGS"
+    if dis.opname[code.co_code[frames.tb_lasti]] != "RAISE_VARARGS":
+        return None
+    folders = Path(code.co_filename).resolve().parents
+    packages = {"recbole_ssd": Path(__file__), "recbole": Path(recbole.__file__)}
+    return next((name for name, file in packages.items() if file.resolve().parent in folders), None)

@@ -87,7 +87,7 @@ class Config(RecBoleConfig):
 
     def _load_variable_config_dict(self, config_dict):
         settings = {key: parse_value(key, value) for key, value in (config_dict or {}).items()}
-        self._sources.update(dict.fromkeys(settings, "config_dict"))
+        self._sources.update(dict.fromkeys(settings, getattr(config_dict, "source", "config_dict")))
         return settings
 
     def _load_cmd_line(self):
@@ -125,7 +125,7 @@ class Config(RecBoleConfig):
         check_together(settings, self._sources, packed)
         self.notes += config_checks.unused_keys(settings, defaults, self._sources, packed)
         _turn_off_negatives_for_ce(settings)
-        _load_time_field(settings)
+        _load_needed_columns(settings)
         self._given = copy.deepcopy(settings)
         return {**settings, "MODEL_TYPE": model_type}
 
@@ -155,15 +155,23 @@ class Config(RecBoleConfig):
         settings["single_spec"] = True
         settings["local_rank"] = 0
         settings["device"] = _device(settings["gpu_id"], settings["use_gpu"])
+        if settings["device"].type == "cpu" and settings["use_gpu"] and settings["gpu_id"] not in ("", "0"):
+            self.notes.append(
+                f"gpu_id '{settings['gpu_id']}' is not used: this machine shows no GPU to torch"
+            )
 
 
 def _device(gpu_id: str, use_gpu: bool) -> torch.device:
     """The CPU, or the first device that `gpu_id` names."""
-    if not use_gpu or not gpu_id.strip() or not torch.cuda.is_available():
-        return torch.device("cpu")
     first = gpu_id.split(",")[0].strip()
+    if first and not first.isdigit():
+        raise ValueError(
+            f"gpu_id should be the number of a GPU, such as 0, or '' for the CPU; it is '{gpu_id}'"
+        )
+    if not use_gpu or not first or not torch.cuda.is_available():
+        return torch.device("cpu")
     count = torch.cuda.device_count()
-    if not first.isdigit() or int(first) >= count:
+    if int(first) >= count:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         under = f" under CUDA_VISIBLE_DEVICES={visible}" if visible is not None else ""
         raise ValueError(
@@ -181,11 +189,17 @@ def _turn_off_negatives_for_ce(settings: dict) -> None:
         settings["train_neg_sample_args"] = None
 
 
-def _load_time_field(settings: dict) -> None:
-    """Adds TIME_FIELD to the columns of the log: without it RecBole dies with '[timestamp] is not exist'."""
+def _load_needed_columns(settings: dict) -> None:
+    """Adds to `load_col` the time, without which RecBole dies, and the item features that a model reads."""
     columns = settings.get("load_col")
-    if not isinstance(columns, dict) or settings.get("benchmark_filename"):
+    if not isinstance(columns, dict):
         return
-    log_columns = columns.get("inter")
-    if log_columns and settings["TIME_FIELD"] not in log_columns:
-        columns["inter"] = [*log_columns, settings["TIME_FIELD"]]
+    if columns.get("inter"):
+        columns["inter"] = _with(columns["inter"], [settings["TIME_FIELD"]])
+    if settings.get("selected_features"):
+        item = columns.get("item") or [settings["ITEM_ID_FIELD"]]
+        columns["item"] = _with(item, settings["selected_features"])
+
+
+def _with(names: list, more: list) -> list:
+    return [*names, *(name for name in more if name not in names)]

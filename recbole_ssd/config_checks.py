@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import isfinite
 from numbers import Real
 
@@ -36,12 +37,24 @@ POSITIVE = (
     "learning_rate",
     "hidden_size",
     "embedding_size",
+    "inner_size",
     "num_layers",
     "n_layers",
+    "n_heads",
+    "d_state",
+    "d_conv",
+    "expand",
+    "headdim",
+    "chunk_size",
+    "layer_norm_eps",
+    "initializer_range",
 )
 NOT_NEGATIVE = ("seed", "candidate_seed", "stopping_step", "worker", "weight_decay", "metric_decimal_place")
+SHARES = ("dropout_prob", "hidden_dropout_prob", "attn_dropout_prob", "mask_ratio")
 WHOLE = ("epochs", "train_batch_size", "eval_batch_size", "max_batch_tokens", "MAX_ITEM_LIST_LENGTH", "seed")
-OPTIONAL = ("MAX_ITEM_LIST_LENGTH",)  # a number or None
+OPTIONAL = ("MAX_ITEM_LIST_LENGTH", "chunk_size", "reranker_CAN_NUM")  # a number, None or text
+INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
+INTERVAL = re.compile(r"[\[(]\s*([^,;]+),([^,;]+)[\])]")
 INNER_KEYS = {
     "eval_args": ("split", "order", "group_by", "mode"),
     "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
@@ -125,6 +138,12 @@ def _check_value(key: str, value, default, source: str) -> None:
         raise ValueError(f"'{key}' ({source}) should be one of {', '.join(ONE_OF[key])}, it is '{value}'")
     if key in INNER_KEYS and (value is not None or key == "eval_args"):
         _check_inner_keys(key, value, INNER_KEYS[key], source)
+    if key in INTERVALS and value is not None:
+        _check_intervals(key, value, source)
+    if key == "val_interval" and isinstance(value, dict):
+        for column, interval in value.items():
+            if isinstance(interval, str):  # a list names the tokens to keep
+                _check_intervals(f"{key}['{column}']", interval, source)
     if isinstance(default, bool) and not isinstance(value, bool):
         raise ValueError(f"'{key}' ({source}) should be True or False, it is {value!r}")
     if _is_number(value):
@@ -135,9 +154,26 @@ def _check_value(key: str, value, default, source: str) -> None:
         raise ValueError(f"'{key}' ({source}) should be a number, it is {value!r}")
 
 
+def _check_intervals(key: str, value, source: str) -> None:
+    """RecBole only warns of an interval that it cannot read, and then filters nothing or everything."""
+    for part in str(value).split(";"):
+        found = INTERVAL.fullmatch(part.strip())
+        try:
+            low, high = (float(end) for end in found.groups()) if found else (1, 0)
+        except ValueError:
+            low, high = 1, 0
+        if low > high:
+            raise ValueError(
+                f"'{key}' ({source}) should be an interval such as [5,inf), or several with ';' between "
+                f"them, it is {value!r}"
+            )
+
+
 def _check_range(key: str, value: Real, whole: bool, source: str) -> None:
     if not isfinite(value):
         raise ValueError(f"'{key}' ({source}) should be a finite number, it is {value}")
+    if key in SHARES and not 0 <= value < 1:
+        raise ValueError(f"'{key}' ({source}) should be at least 0 and below 1, it is {value}")
     if key in POSITIVE and not value > 0:
         raise ValueError(f"'{key}' ({source}) should be greater than 0, it is {value}")
     if key in NOT_NEGATIVE and not value >= 0:

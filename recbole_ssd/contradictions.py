@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType
 
 from recbole_ssd.model_lookup import did_you_mean
+
+CE_ONLY = ("CORE", "GRU4RecCPR", "SASRecCPR")  # of RecBole; two of them end the process at another loss
+MODES = re.compile(r"full|(uni|pop)[1-9]\d*")
 
 
 def check_together(settings: dict, sources: dict, packed: bool) -> None:
@@ -22,6 +28,7 @@ def check_together(settings: dict, sources: dict, packed: bool) -> None:
     _check_loss(settings, sources, packed)
     _check_training(settings)
     _check_files(settings)
+    _check_evaluation(settings)
     _check_model(settings, packed)
 
 
@@ -33,6 +40,10 @@ def _check_metrics(settings: dict) -> None:
     for metric in metrics:
         if str(metric).lower() not in metric_types:
             raise ValueError(f"there is no metric '{metric}'{did_you_mean(str(metric), metric_types)}")
+        if metric_types[str(metric).lower()] == EvaluatorType.VALUE:
+            raise ValueError(
+                f"metric '{metric}' measures single values and next-item models rank: use Hit, NDCG, MRR, ..."
+            )
     topk = settings["topk"] if isinstance(settings["topk"], (list, tuple)) else [settings["topk"]]
     if not topk or not all(isinstance(k, int) and k > 0 for k in topk):
         raise ValueError(
@@ -51,13 +62,13 @@ def _check_loss(settings: dict, sources: dict, packed: bool) -> None:
     loss = settings.get("loss_type")
     if loss is None:
         return
-    losses = ("CE", "BPR", "BCE") if packed else ("CE", "BPR")
+    losses = ("CE", "BPR", "BCE") if packed else ("CE",) if settings["model"] in CE_ONLY else ("CE", "BPR")
     if loss not in losses:
         raise ValueError(
             f"'loss_type' of {settings['model']} should be one of {', '.join(losses)}, it is '{loss}'"
         )
     negatives = settings.get("train_neg_sample_args")
-    if isinstance(negatives, dict) and negatives.get("distribution") in (None, "None", "none"):
+    if isinstance(negatives, dict) and negatives.get("distribution", "uniform") in (None, "None", "none"):
         negatives = None
     if loss == "CE" and negatives and "train_neg_sample_args" in sources:
         raise ValueError(
@@ -69,10 +80,25 @@ def _check_loss(settings: dict, sources: dict, packed: bool) -> None:
             f"loss_type '{loss}' needs negatives and 'train_neg_sample_args' turns them off: take it away, "
             "or choose loss_type CE"
         )
+    if loss != "CE":
+        _check_negatives(negatives)
     if packed and loss != "CE" and negatives.get("dynamic"):
         raise ValueError(
             f"dynamic negatives are scored by RecBole's padded loader, {settings['model']} has packed ones: "
             "set 'dynamic' of 'train_neg_sample_args' to False"
+        )
+
+
+def _check_negatives(negatives: dict) -> None:
+    distribution, number = negatives.get("distribution"), negatives.get("sample_num")
+    if distribution not in ("uniform", "popularity"):
+        raise ValueError(
+            "'distribution' of 'train_neg_sample_args' should be uniform or popularity, it is "
+            f"{distribution!r}"
+        )
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(
+            f"'sample_num' of 'train_neg_sample_args' should be a whole number above 0, it is {number!r}"
         )
 
 
@@ -100,8 +126,26 @@ def _check_files(settings: dict) -> None:
             )
 
 
+def _check_evaluation(settings: dict) -> None:
+    args = settings["eval_args"]
+    if args.get("order") != "TO":
+        raise ValueError(
+            "'order' of 'eval_args' should be TO, the order of time, for a sequential model; it is "
+            f"'{args.get('order')}'"
+        )
+    mode = args.get("mode", "full")
+    modes = list(mode.values()) if isinstance(mode, dict) else [mode]
+    if not modes or not all(isinstance(one, str) and MODES.fullmatch(one) for one in modes):
+        raise ValueError(
+            f"'mode' of 'eval_args' should be full, uniN or popN (such as uni100), or a dict of them such as "
+            f"{{'valid': 'uni100', 'test': 'full'}}; it is {mode!r}"
+        )
+    if isinstance(mode, dict) and not set(mode) <= {"valid", "test"}:
+        raise ValueError(f"'mode' of 'eval_args' takes the keys valid and test, it has {', '.join(mode)}")
+
+
 def _check_model(settings: dict, packed: bool) -> None:
-    model, order = settings["model"], settings["eval_args"].get("order")
+    model = settings["model"]
     if not packed and settings.get("MAX_ITEM_LIST_LENGTH") is None:
         raise ValueError(f"'MAX_ITEM_LIST_LENGTH' should be a number: RecBole's {model} reads padded rows")
     if packed and settings.get("transform"):
@@ -111,7 +155,3 @@ def _check_model(settings: dict, packed: bool) -> None:
         )
     if not settings["repeatable"]:
         raise ValueError("'repeatable: False' is for models without histories: sequential ones need True")
-    if order != "TO":
-        raise ValueError(
-            f"'order' of 'eval_args' should be TO, the order of time, for a sequential model; it is '{order}'"
-        )

@@ -105,10 +105,6 @@ def get_model(name: str) -> type:
         ValueError: if no such model exists or it cannot run here.
     """
     file_name = name.lower()
-    if name in _NOT_HERE:
-        raise ValueError(
-            f"RecBole's {name} does not run in recbole-ssd: {_NOT_HERE[name]}. Run it with RecBole itself"
-        )
     for package in (_OURS, _RECBOLE):
         if file_name.isidentifier() and find_spec(f"{package}.{file_name}"):
             item = getattr(importlib.import_module(f"{package}.{file_name}"), name, None)
@@ -121,11 +117,16 @@ def check_model(model_class: type) -> type:
     """Gives the class back if it recommends next items.
 
     Raises:
-        ValueError: if it is a model of another kind.
+        ValueError: if it is a model of another kind, or needs other data or another training.
     """
+    name = model_class.__name__
+    if name in _NOT_HERE and model_class.__module__.startswith(_RECBOLE):
+        raise ValueError(
+            f"RecBole's {name} does not run in recbole-ssd: {_NOT_HERE[name]}. Run it with RecBole itself"
+        )
     if getattr(model_class, "type", None) != ModelType.SEQUENTIAL:
         raise ValueError(
-            f"model '{model_class.__name__}' is not sequential: recbole-ssd trains next-item models, "
+            f"model '{name}' is not sequential: recbole-ssd trains next-item models, "
             "whose class attribute 'type' is ModelType.SEQUENTIAL"
         )
     return model_class

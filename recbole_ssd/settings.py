@@ -37,8 +37,18 @@ READ_BUT_NOWHERE_LISTED = {
     "require_pow": "model/loss.py",
 }
 
-# Text stays text: a data set called 2020 is no number.
-TEXT_KEYS = {"model", "dataset", "data_path", "checkpoint_dir", "result_file", "gpu_id"}
+# Text stays text: a data set called 2020 is no number, an interval [1,5] is no list.
+TEXT_KEYS = {
+    "model",
+    "dataset",
+    "data_path",
+    "checkpoint_dir",
+    "result_file",
+    "gpu_id",
+    "user_inter_num_interval",
+    "item_inter_num_interval",
+    "reranker_CAN_NUM",
+}
 
 
 def properties_folder() -> Path:
@@ -108,12 +118,15 @@ def read_yaml(file: Path | str, loader: type = yaml.FullLoader) -> dict:
 def parse_value(key: str, value):
     """The value that a text stands for, as RecBole reads it: numbers, lists, dicts, None and booleans.
 
-    RecBole calls `eval`, so that a value can run code; here only literals are read.
+    RecBole calls `eval`, so that a value can run code; here only literals are read, and lists and dicts as
+    YAML has them.
 
     >>> parse_value("topk", "[5, 10]"), parse_value("learning_rate", "1e-3"), parse_value("use_gpu", "false")
     ([5, 10], 0.001, False)
     >>> parse_value("loss_type", "CE"), parse_value("dataset", "2020")
     ('CE', '2020')
+    >>> parse_value("metrics", "[Hit, NDCG]"), parse_value("load_col", "{item: [item_id]}")
+    (['Hit', 'NDCG'], {'item': ['item_id']})
     """
     if not isinstance(value, str) or key in TEXT_KEYS and value != "None":
         return value
@@ -122,7 +135,17 @@ def parse_value(key: str, value):
     try:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return value
+        return _parse_yaml(value)
+
+
+def _parse_yaml(text: str):
+    """A list or dict in YAML's short form, where quotation marks are not needed; any other text as it is."""
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 @cache

@@ -9,7 +9,7 @@ import torch
 from recbole.trainer import Trainer as RecBoleTrainer
 from recbole.utils import early_stopping, get_local_time
 
-from recbole_ssd.checkpoint import load_weights, read_checkpoint, write_checkpoint
+from recbole_ssd.checkpoint import load_weights, plain_other, read_checkpoint, write_checkpoint
 from recbole_ssd.compat import Collector
 from recbole_ssd.environment import check_folder
 
@@ -122,7 +122,7 @@ class Trainer(RecBoleTrainer):
             "best_valid_score": float(self.best_valid_score),
             "best_valid_result": best and {name: float(value) for name, value in best.items()},
             "state_dict": self.model.state_dict(),
-            "other_parameter": self.model.other_parameter(),
+            "other_parameter": plain_other(self.model.other_parameter(), self.config["model"]),
             "optimizer": self.optimizer.state_dict(),
         }
         write_checkpoint(state, path)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from recbole_ssd import command_line
-from recbole_ssd.command_line import is_sentence, main, parse
+from recbole_ssd.command_line import main, parse, raiser
 from tests.conftest import ROOT
 
 
@@ -86,23 +86,34 @@ def test_debug_shows_the_traceback_of_a_sentence():
         main(["--model=Nope", "--state=DEBUG"])
 
 
-def test_only_our_own_raise_is_a_sentence():
+def test_a_message_to_the_user_is_told_from_a_bug():
+    from recbole.data.transform import construct_transform
+
     from recbole_ssd.settings import read_yaml
 
-    errors = []
-    for call in (lambda: read_yaml("missing.yaml"), lambda: read_yaml(3), lambda: int("x")):
-        try:
+    def found(call):
+        with pytest.raises((ValueError, TypeError, RuntimeError)) as error:
             call()
-        except (ValueError, TypeError) as error:
-            errors.append(is_sentence(error))
-    assert errors == [True, False, False]
+        return raiser(error.value)
+
+    assert found(lambda: read_yaml("missing.yaml")) == "recbole_ssd"
+    assert found(lambda: construct_transform({"transform": "nope"})) == "recbole"
+    assert found(lambda: read_yaml(3)) is None  # breaks inside pathlib
+    assert found(lambda: int("x")) is None
+
+
+def test_recboles_refusals_are_sentences_too(run_folder, capsys):
+    arguments = [f"--data_path={ROOT / 'dataset'}", "--dataset=tiny", "--val_interval={nope: '[1,2]'}"]
+    assert main([*arguments, "--state=ERROR"]) == 2
+    assert capsys.readouterr().err.strip() == "RecBole refuses this: Field [nope] not defined in dataset."
 
 
 def test_the_script_refuses_without_a_traceback(run_folder):
     command = [sys.executable, str(ROOT / "run_recbole_ssd.py"), "--lerning_rate=1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.strip().endswith("Did you mean 'learning_rate'?") and "Traceback" not in done.stderr
+    sentence = "unknown key 'lerning_rate' in the command line. Did you mean 'learning_rate'?"
+    assert done.stderr.strip() == sentence
 
 
 def test_the_script_trains(run_folder):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from recbole.model.sequential_recommender import KSR
 
 from recbole_ssd import Config
 from recbole_ssd.settings import known_keys, properties_folder
@@ -28,6 +29,16 @@ REFUSED = [
     ),
     ({"eval_args": None}, "'eval_args' (config_dict) should be a dict"),
     ({"eval_args": {"order": "RO"}}, "should be TO"),
+    ({"eval_args": {"mode": "uni0"}}, "should be full, uniN or popN (such as uni100)"),
+    ({"eval_args": {"mode": "labeled"}}, "should be full, uniN or popN"),
+    ({"eval_args": {"mode": None}}, "should be full, uniN or popN"),
+    ({"eval_args": {"mode": {"vali": "full"}}}, "takes the keys valid and test, it has vali"),
+    ({"user_inter_num_interval": "5"}, "should be an interval such as [5,inf)"),
+    ({"item_inter_num_interval": "[5,2]"}, "should be an interval such as [5,inf)"),
+    ({"val_interval": {"rating": "[a,b]"}}, "'val_interval['rating']' (config_dict) should be an interval"),
+    ({"dropout_prob": 1}, "'dropout_prob' (config_dict) should be at least 0 and below 1, it is 1"),
+    ({"gpu_id": -1}, "gpu_id should be the number of a GPU, such as 0, or '' for the CPU; it is '-1'"),
+    ({"gpu_id": "cuda:0"}, "gpu_id should be the number of a GPU, such as 0, or '' for the CPU"),
     ({"epochs": 0}, "'epochs' (config_dict) should be greater than 0, it is 0"),
     ({"epochs": "many"}, "'epochs' (config_dict) should be a number, it is 'many'"),
     ({"epochs": 1.5}, "'epochs' (config_dict) should be a whole number, it is 1.5"),
@@ -48,12 +59,21 @@ REFUSED = [
     ({"learner": "lamb"}, "should be one of adam, adamw"),
     ({"metrics": ["NDGC"]}, "there is no metric 'NDGC'. Did you mean 'ndcg'?"),
     ({"metrics": 3}, "'metrics' should be a list of names"),
+    ({"metrics": ["AUC"]}, "metric 'AUC' measures single values"),
     ({"topk": [0]}, "'topk' should be a whole number greater than 0"),
     ({"valid_metric": "NDCG@20"}, "valid_metric 'NDCG@20' is not measured"),
     ({"valid_metric": "GAUC"}, "valid_metric 'GAUC' is not measured"),
     ({"loss_type": "BCE"}, "'loss_type' of GRU4Rec should be one of CE, BPR, it is 'BCE'"),
     ({"train_neg_sample_args": {"sample_num": 2}}, "'CE' ranks all items and samples no negatives"),
     ({"train_neg_sample_args": {"number": 2}}, "unknown key 'number' in 'train_neg_sample_args'"),
+    (
+        {"loss_type": "BPR", "train_neg_sample_args": {"distribution": "zipf"}},
+        "should be uniform or popularity, it is 'zipf'",
+    ),
+    (
+        {"loss_type": "BPR", "train_neg_sample_args": {"sample_num": 0}},
+        "'sample_num' of 'train_neg_sample_args' should be a whole number above 0, it is 0",
+    ),
     ({"loss_type": "BPR", "train_neg_sample_args": None}, "loss_type 'BPR' needs negatives"),
     ({"enable_scaler": True, "clip_grad_norm": {"max_norm": 1}}, "would clip the scaled gradients"),
     ({"save_ranks": True}, "'result_file', which is not set"),
@@ -67,11 +87,14 @@ REFUSED = [
     ({"model": "../x"}, "there is no model '../x'"),
     ({"model": "BPR"}, "one of RecBole's general recommenders"),
     ({"model": "KSR"}, "RecBole's KSR does not run in recbole-ssd"),
+    ({"model": KSR}, "RecBole's KSR does not run in recbole-ssd"),
+    ({"model": "CORE", "loss_type": "BPR"}, "'loss_type' of CORE should be one of CE, it is 'BPR'"),
     ({"model": None}, "no model is named"),
     ({"dataset": None}, "no dataset is named"),
     ({"load_col": {"inter": object()}}, "should be plain data"),
     ({**OURS, "loss_type": "MSE"}, "'loss_type' of SSD4Rec should be one of CE, BPR, BCE"),
     ({**OURS, "bidirectional": "flip"}, "'bidirectional: flip' reads the whole segment"),
+    ({**OURS, "d_state": 0}, "'d_state' (config_dict) should be greater than 0"),
     ({**OURS, "transform": "mask_itemseq"}, "SSD4Rec reads packed streams"),
     ({**OURS, "loss_type": "BPR", "train_neg_sample_args": {"dynamic": True}}, "dynamic negatives"),
 ]
@@ -273,7 +296,7 @@ class TestDevice:
         assert Config(**BUILTIN, config_dict=settings)["device"] == torch.device(device)
         assert self.chosen == ([1] if device == "cuda:1" else [])
 
-    @pytest.mark.parametrize("gpu_id", [2, "2", "first", "-1"])
+    @pytest.mark.parametrize("gpu_id", [2, "2"])
     def test_refuses_one_that_does_not_exist(self, gpu_id, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
         with pytest.raises(

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -43,9 +42,6 @@ def test_recboles_requirements_are_all_listed_where_recbole_is_not(setup_cfg):
     assert any("recbole==1.2.1" in line and 'python_version < "3.12"' in line for line in lines)
 
 
-@pytest.mark.skipif(
-    find_spec("setuptools") is None, reason="setuptools is not installed: no wheel can be built"
-)
 def test_wheel_holds_the_properties_and_finds_them(tmp_path):
     source = tmp_path / "source"
     source.mkdir()

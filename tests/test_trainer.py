@@ -74,6 +74,19 @@ def test_checkpoint_is_plain_data(build):
     assert isinstance(state["best_valid_score"], float)
 
 
+def test_checkpoint_keeps_what_is_no_parameter(build):
+    trainer, (_, _, test) = build()
+    trainer.model.other_parameter_name = ["history", "module"]
+    trainer.model.history, trainer.model.module = torch.arange(3), trainer.model.emb_dropout
+    trainer._save_checkpoint(0, verbose=False)
+    trainer.model.history = None
+    trainer.evaluate(test)
+    assert trainer.model.history.tolist() == [0, 1, 2]
+    trainer.model.history = object()
+    with pytest.raises(ValueError, match="GRU4Rec keeps a object as 'history' in other_parameter_name"):
+        trainer._save_checkpoint(0)
+
+
 def test_recboles_own_evaluate_and_resume_read_the_checkpoint(build):
     trainer, (train, valid, test) = build()
     trainer.fit(train, valid, verbose=False)

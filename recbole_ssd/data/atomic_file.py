@@ -6,6 +6,7 @@ https://recbole.io/docs/user_guide/data/atomic_files.html
 
 from __future__ import annotations
 
+import csv
 import os
 
 import pandas as pd
@@ -35,6 +36,10 @@ def check_header(path, separator, encoding):
         raise ValueError(f"{path} cannot be decoded ({error}): set `encoding` to the file's own") from error
     if not header:
         raise ValueError(f"{path} is empty: expected a header such as user_id:token{separator}item_id:token")
+    if header.startswith("\ufeff"):
+        raise ValueError(
+            f"{path} starts with a byte order mark: save it without, or set --encoding=utf-8-sig"
+        )
     fields = header.split(separator)
     for number, field in enumerate(fields, 1):
         name, _, kind = field.partition(":")
@@ -44,6 +49,9 @@ def check_header(path, separator, encoding):
                 f"got {field!r}; columns are "
                 f"separated by {separator!r}; set `field_separator` if the file uses another"
             )
+    names = [field.partition(":")[0] for field in fields]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}, line 1: a column stands twice in {', '.join(names)}; rename one of them")
     if not record:
         raise ValueError(f"{path} has a header and no records: add at least one line of data")
     return dict(field.split(":") for field in fields)
@@ -52,8 +60,8 @@ def check_header(path, separator, encoding):
 def check_widths(path, separator, encoding, columns):
     """Refuse a line with more or fewer columns than the header.
 
-    pandas would shift or drop values without a word. Lines with quotation marks are left to pandas, which
-    lets a quoted value hold the separator.
+    pandas would shift or drop values without a word. A quoted value may hold the separator; one that is not
+    closed on its line would swallow the lines below it.
 
     Args:
         path (str): The atomic file.
@@ -66,11 +74,25 @@ def check_widths(path, separator, encoding, columns):
     """
     with open(path, encoding=encoding, errors="replace") as file:
         for number, line in enumerate(file, 1):
-            if line.count(separator) != columns - 1 and '"' not in line and line.strip():
+            found = _width(line, separator) if '"' in line else line.count(separator) + 1
+            if found is None:
+                raise ValueError(
+                    f"{path}, line {number}: a quoted value is not closed on its line: "
+                    f"{line[:80].rstrip()!r}; take the quotation mark away"
+                )
+            if found != columns and line.strip():
                 raise ValueError(
                     f"{path}, line {number}: expected {columns} columns separated by {separator!r} as in "
-                    f"the header, got {line.count(separator) + 1}: {line[:80].rstrip()!r}"
+                    f"the header, got {found}: {line[:80].rstrip()!r}"
                 )
+
+
+def _width(line, separator):
+    """Columns of a line with quotation marks, None if a quoted value stays open."""
+    try:
+        return len(next(csv.reader([line.rstrip("\r\n")], delimiter=separator, strict=True)))
+    except csv.Error:
+        return None
 
 
 def blame(path, separator, encoding, header, error):

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from recbole_ssd.data.events import slices_index
-from recbole_ssd.data.keys import count
 from recbole_ssd.data.plan import generator
 
 PHASES = ("valid", "test")
@@ -101,7 +100,7 @@ class RankingRule:
         self.candidates = None
         if mode != "full":
             number, weights = _number_and_weights(mode, counts)
-            rng = generator(count(config, "candidate_seed"), PHASES.index(phase))
+            rng = generator(config["candidate_seed"], PHASES.index(phase))
             self.candidates = draw_candidates(rows, weights, number, rng, self.exclude_history)
 
     def __call__(self, index):
@@ -112,8 +111,7 @@ class RankingRule:
 
         Returns:
             None | torch.Tensor | tuple: Nothing; a bool mask (b, n_items), True where no item may rank; or
-                row and
-            item numbers.
+            row and item numbers.
         """
         rows = self.rows[index]
         history = tuple(map(torch.from_numpy, history_items(rows))) if self.exclude_history else None
@@ -130,8 +128,6 @@ class RankingRule:
 def _number_and_weights(mode, counts):
     """How many candidates `uni100` or `pop100` asks for, and each item's weight."""
     kind, digits = mode[:3], mode[3:]
-    if kind not in ("uni", "pop") or not digits.isdigit() or int(digits) < 1:
-        raise ValueError(f"eval_args.mode: expected full, uniN or popN (such as uni100), got {mode!r}")
     weights = np.ones(len(counts)) if kind == "uni" else counts.astype(np.float64)
     weights[0] = 0
     left = int((weights > 0).sum()) - 1

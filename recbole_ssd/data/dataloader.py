@@ -12,14 +12,12 @@ import numpy as np
 import torch
 from recbole.data.dataloader import AbstractDataLoader, FullSortEvalDataLoader, TrainDataLoader
 from recbole.data.transform import construct_transform
-from recbole.utils import EvaluatorType
 
 from recbole_ssd.data.batches import EvalBatches, TrainBatches
 from recbole_ssd.data.candidates import RankingRule
-from recbole_ssd.data.keys import choice, count
 from recbole_ssd.data.negatives import NegativeSampler
 from recbole_ssd.data.plan import plan_batches
-from recbole_ssd.data.segments import ALL_POSITIONS, PREFIXES, train_segments
+from recbole_ssd.data.segments import train_segments
 
 
 def _as_it_is(batch):
@@ -71,17 +69,12 @@ class PackedTrainDataLoader(_PlannedLoader):
         shuffle (bool): Whether users are mixed anew each epoch.
 
     Raises:
-        ValueError: If a key asks for what packed training does not do.
+        ValueError: If the split does not fit the supervision, or fewer than two items can be negatives.
     """
 
     def __init__(self, config, dataset, counts, shuffle=True):
-        supervision = choice(config, "supervision", (ALL_POSITIONS, PREFIXES))
-        if config["transform"] is not None:
-            raise ValueError(
-                f"transform ({config['transform']}) works on padded windows: leave it unset for packed models"
-            )
-        caps = count(config, "max_batch_tokens"), count(config, "train_batch_size")
-        segments = train_segments(dataset.inter_feat, supervision)
+        caps = config["max_batch_tokens"], config["train_batch_size"]
+        segments = train_segments(dataset.inter_feat, config["supervision"])
         sampler = _negative_sampler(config, counts)
         batches = TrainBatches(
             dataset, segments, sampler, _field_names(config), caps, config["seed"], shuffle
@@ -115,21 +108,9 @@ class PackedTrainDataLoader(_PlannedLoader):
 
 def _negative_sampler(config, counts):
     args = config["train_neg_sample_args"]
-    if args is None or args["distribution"] == "none":
+    if args["distribution"] == "none":
         return None
-    if args.get("dynamic"):
-        raise ValueError(
-            "train_neg_sample_args: dynamic negatives are not supported for packed models; set dynamic: False"
-        )
-    if args["distribution"] not in ("uniform", "popularity"):
-        raise ValueError(
-            "train_neg_sample_args: expected the distribution uniform or popularity, got "
-            f"{args['distribution']!r}"
-        )
-    number = args["sample_num"]
-    if not isinstance(number, int) or number < 1:
-        raise ValueError(f"train_neg_sample_args: expected sample_num above 0, got {number!r}")
-    return NegativeSampler(args["distribution"], args["alpha"], number, counts)
+    return NegativeSampler(args["distribution"], args["alpha"], args["sample_num"], counts)
 
 
 class PaddedTrainDataLoader(TrainDataLoader):
@@ -157,25 +138,19 @@ class SequentialEvalDataLoader(_PlannedLoader, FullSortEvalDataLoader):
         counts (numpy.ndarray): Occurrences of each item in training, shape (n_items,).
 
     Raises:
-        ValueError: If the mode is none of full, uniN, popN.
+        ValueError: If there are fewer items than candidates asked for.
     """
 
     def __init__(self, config, dataset, phase, counts):
-        mode = config["eval_args"]["mode"][phase]
-        if mode == "labeled" or config["eval_type"] == EvaluatorType.VALUE:
-            raise ValueError(
-                f"eval_args.mode: {mode} with metrics {config['metrics']}: next-item models are ranked; "
-                f"use full, uniN or popN and ranking metrics such as NDCG"
-            )
         self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
         self.sample_size = len(dataset)
         self.transform = construct_transform(config)
         packed = is_packed(config)
         rows = dataset.inter_feat
         lengths = rows.lengths() if packed else np.full(len(rows), dataset.max_item_list_len)
-        cap = count(config, "max_batch_tokens")
+        cap = config["max_batch_tokens"]
         plan = plan_batches(
-            np.arange(len(rows)), lengths, np.ones_like(lengths), cap, count(config, "eval_batch_size")
+            np.arange(len(rows)), lengths, np.ones_like(lengths), cap, config["eval_batch_size"]
         )
         rule = RankingRule(config, rows, phase, counts)
         self._start(

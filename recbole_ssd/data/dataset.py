@@ -1,9 +1,8 @@
 """RecBole's SequentialDataset without its copies: reads, filters and remaps as RecBole, then keeps slices.
 
 Documented rules, each logged: a user whose events fall away by filtering is gone; a user with one event gives
-no row; repeated events are kept unless `rm_dup_inter` is set; `time_order: exact` sorts by the time as read
-(float64, stable in file order) and `time_order: recbole` by RecBole's float32 column, normalised as
-configured.
+no row; repeated events are kept unless `rm_dup_inter` is set. `time_order: exact` sorts by the time as read
+(float64, stable in file order), `time_order: recbole` by RecBole's float32 column, normalised as configured.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from recbole.utils import FeatureSource, FeatureType
 
 from recbole_ssd.data import atomic_file, download
 from recbole_ssd.data.events import EventLog
-from recbole_ssd.data.keys import choice, count
 from recbole_ssd.data.order import moved_test_targets
 from recbole_ssd.data.rows import Rows, as_index, history_rows
 from recbole_ssd.data.split import split_rows
@@ -48,9 +46,7 @@ class SequentialDataset(RecBoleSequentialDataset):
                 f"benchmark_filename ({config['benchmark_filename']}) is not supported: give one .inter file "
                 "with raw events, and a split in eval_args"
             )
-        self.exact = choice(config, "time_order", ("exact", "recbole")) == "exact"
-        if config["MAX_ITEM_LIST_LENGTH"] is not None:
-            count(config, "MAX_ITEM_LIST_LENGTH")
+        self.exact = config["time_order"] == "exact"
         super().__init__(config)
 
     # ---- reading -------------------------------------------------------------------------------------------
@@ -103,8 +99,9 @@ class SequentialDataset(RecBoleSequentialDataset):
         super()._data_filtering()
         after = self._size()
         if after != before:
-            self.logger.info(f"Filtering keeps {after[0]} of {before[0]} events, {after[1]} of {before[1]}
-            users.")
+            self.logger.info(
+                f"Filtering keeps {after[0]} of {before[0]} events, {after[1]} of {before[1]} users."
+            )
 
     def _size(self):
         return len(self.inter_feat), self.inter_feat[self.uid_field].nunique()
@@ -188,13 +185,9 @@ class SequentialDataset(RecBoleSequentialDataset):
             list[SequentialDataset]: Training, validation and test, in RecBole's order of rows.
 
         Raises:
-            ValueError: If the order is not by time, or nothing is left to train or test on.
+            ValueError: If nothing is left to train or test on.
         """
         args = self.config["eval_args"]
-        if args["order"] != "TO":
-            raise ValueError(
-                f"eval_args.order: sequential models need 'TO' (time order), got {args['order']!r}"
-            )
         if isinstance(self.inter_feat, pd.DataFrame):
             self._change_feat_format()
             self._drop_unused_col()
@@ -229,7 +222,20 @@ class SequentialDataset(RecBoleSequentialDataset):
             "float32 order."
         )
 
-    # ---- what models and loaders ask -----------------------------------------------------------------------
+    # ---- what models, loaders and users ask ----------------------------------------------------------------
+
+    def token2id(self, field, tokens):
+        """RecBole's numbers of tokens.
+
+        Raises:
+            ValueError: If the data set has no such token; the sentence names field and file.
+        """
+        if isinstance(tokens, str) and tokens not in self.field2token_id.get(field, {tokens: 0}):
+            raise ValueError(
+                f"{field} '{tokens}' is not in {self._inter_path()}, or filtering removed it: a model knows "
+                "only what it was trained on"
+            )
+        return super().token2id(field, tokens)
 
     def __getitem__(self, index, join=True):
         """RecBole's padded Interaction of the rows asked for (without the row axis for an int)."""

@@ -13,6 +13,7 @@ import socket
 import tempfile
 import zipfile
 from importlib.resources import files
+from pathlib import Path
 
 import yaml
 from recbole.utils.url import decide_download, download_url, extract_zip, rename_atomic_files
@@ -29,7 +30,7 @@ def known_datasets():
 def where_to_put(name, folder):
     """The sentence that tells where a data set's file belongs."""
     return (
-        f"put {name}.inter into {folder}{os.sep}, or give --data_path=FOLDER "
+        f"put {name}.inter into {os.path.abspath(folder)}{os.sep}, or give --data_path=FOLDER "
         f"where FOLDER{os.sep}{name}{os.sep}{name}.inter exists"
     )
 
@@ -48,11 +49,12 @@ def fetch(name, folder, logger):
     """
     urls = known_datasets()
     if name not in urls:
-        close = difflib.get_close_matches(name, urls, n=3)
-        hint = f"Did you mean {' or '.join(close)}? " if close else ""
+        close = difflib.get_close_matches(name, [*_local_datasets(folder), *urls], n=3)
+        hint = f"Did you mean {' or '.join(dict.fromkeys(close))}? " if close else ""
         raise ValueError(
-            f"there is no data set '{name}': the folder {folder} does not exist and RecBole's list "
-            f"of downloads does not have it. {hint}For your own data, {where_to_put(name, folder)}"
+            f"there is no data set '{name}': the folder {os.path.abspath(folder)} does not exist and "
+            f"RecBole's list of downloads does not have it. {hint}For your own data, "
+            f"{where_to_put(name, folder)}"
         )
     logger.info(f"Download the data set [{name}] from [{urls[name]}].")
     before = socket.getdefaulttimeout()
@@ -68,6 +70,12 @@ def fetch(name, folder, logger):
         ) from error
     finally:
         socket.setdefaulttimeout(before)
+
+
+def _local_datasets(folder):
+    """Names of the data sets that lie beside a folder."""
+    parent = Path(folder).resolve().parent
+    return sorted(file.parent.name for file in parent.glob("*/*.inter") if file.stem == file.parent.name)
 
 
 def _fetch_whole(name, folder, url):

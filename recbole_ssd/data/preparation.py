@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from logging import getLogger
 
-import recbole.data.dataset
 from recbole.sampler import RepeatableSampler
-from recbole.utils import ModelType, set_color
+from recbole.utils import set_color
 
 from recbole_ssd.data.dataloader import (
     PackedTrainDataLoader,
@@ -16,9 +15,8 @@ from recbole_ssd.data.dataloader import (
 )
 from recbole_ssd.data.dataset import SequentialDataset
 from recbole_ssd.data.fingerprint import split_fingerprint
+from recbole_ssd.data.needs import check_features, check_items
 from recbole_ssd.data.negatives import training_counts
-
-SAVED = ("save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path")
 
 
 def create_dataset(config):
@@ -31,45 +29,11 @@ def create_dataset(config):
         SequentialDataset: Ready for `data_preparation`.
 
     Raises:
-        ValueError: If the model needs a data set of another kind, or the data cannot be used.
+        ValueError: If the data cannot be used.
     """
-    refuse_model(config)
-    refuse_saved(config)
-    return SequentialDataset(config)
-
-
-def refuse_model(config):
-    """Models whose data we do not prepare, each in a sentence.
-
-    Raises:
-        ValueError: If the model is not sequential, trains in stages or has its own kind of data set.
-    """
-    model = config["model"]
-    if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:
-        raise ValueError(
-            f"{model} is a {config['MODEL_TYPE'].name.lower()} model: choose a sequential one (--list_models)"
-        )
-    if model == "S3Rec":
-        raise ValueError("S3Rec trains in two stages with data of its own: run it with RecBole")
-    if hasattr(recbole.data.dataset, f"{model}Dataset"):
-        raise ValueError(
-            f"{model} needs RecBole's {model}Dataset, which is not a plain sequence of events: run it "
-            "with RecBole"
-        )
-
-
-def refuse_saved(config):
-    """Prepared data are not stored.
-
-    Raises:
-        ValueError: If a key asks to store or read them.
-    """
-    for key in SAVED:
-        if config[key]:
-            raise ValueError(
-                f"{key} ({config[key]!r}) is not supported: preparing the data costs less than reading them "
-                "back, and a stored copy ignores changed keys; leave it unset"
-            )
+    dataset = SequentialDataset(config)
+    check_features(config, dataset)
+    return dataset
 
 
 def data_preparation(config, dataset):
@@ -83,10 +47,8 @@ def data_preparation(config, dataset):
         tuple: Training, validation and test loader.
 
     Raises:
-        ValueError: If the split leaves nothing to train or test on, or a key asks for what the loaders do
-            not do.
+        ValueError: If the split leaves nothing to train or test on.
     """
-    refuse_saved(config)
     train, valid, test = dataset.build()
     counts = training_counts(train.inter_feat, dataset.item_num)
     loaders = (
@@ -94,6 +56,7 @@ def data_preparation(config, dataset):
         SequentialEvalDataLoader(config, valid, "valid", counts),
         SequentialEvalDataLoader(config, test, "test", counts),
     )
+    check_items(config, dataset)
     _log(config, loaders)
     return loaders
 

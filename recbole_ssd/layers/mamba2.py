@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_ssd.ops.causal_conv1d import causal_conv1d
+from recbole_ssd.ops.gated_rms_norm import gated_rms_norm
 from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.readout import prefix_readout
 from recbole_ssd.ops.segment_cumsum import spread_first
@@ -37,16 +38,15 @@ class Projected(NamedTuple):
 
 
 class GatedRMSNorm(nn.Module):
-    """RMSNorm(y * silu(z)), each group of channels for itself."""
+    """RMSNorm(y * gate), each group of channels for itself."""
 
-    def __init__(self, size: int, group_size: int, eps: float = 1e-5):
+    def __init__(self, size: int, groups: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
-        self.group_size, self.eps = group_size, eps
+        self.groups = groups
 
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        gated = (y * F.silu(z)).unflatten(-1, (-1, self.group_size))
-        return F.rms_norm(gated, (self.group_size,), eps=self.eps).flatten(-2) * self.weight
+    def forward(self, y: Tensor, gate: Tensor) -> Tensor:
+        return gated_rms_norm(y, gate, self.weight, self.groups)
 
 
 class Mamba2(nn.Module):
@@ -95,7 +95,7 @@ class Mamba2(nn.Module):
         self.dt_bias = nn.Parameter(_inverse_softplus_of_dt(heads, dt_min, dt_max))
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(*A_init_range).log())
         self.D = nn.Parameter(torch.ones(heads))
-        self.norm = GatedRMSNorm(self.d_inner, self.d_inner // ngroups)
+        self.norm = GatedRMSNorm(self.d_inner, ngroups)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
     def forward(self, u: Tensor, cu_seqlens: Tensor | Segments | None = None) -> Tensor:
@@ -128,7 +128,7 @@ class Mamba2(nn.Module):
                 chunk_size=self.chunk_size,
                 backend=self.backend,
             )
-            return self.norm(y[0].flatten(1), z)
+            return self.norm(y[0].flatten(1), F.silu(z))
 
     def readout(self, projected: Projected, segments: Segments) -> Tensor:
         """At every token what the flipped prefix that ends there gives at its last step, before out_proj. (T, i)."""
@@ -145,7 +145,7 @@ class Mamba2(nn.Module):
                 ngroups=self.ngroups,
                 cu_seqlens=segments,
             )
-            return self.norm(y.flatten(1), spread_first(z, segments))
+            return self.norm(y.flatten(1), spread_first(F.silu(z.index_select(0, segments.first)), segments))
 
     def _float32(self, projected: Projected) -> Projected:
         """Under autocast the projection is bfloat16; decays and states are not."""

@@ -43,8 +43,11 @@ class PackedSequentialRecommender(SequentialRecommender):
             raise ValueError(f"loss_type must be one of {', '.join(LOSSES)}, got '{self.loss_type}'")
         self.item_embedding = nn.Embedding(self.n_items, config.required("hidden_size"))
 
-    def encode(self, stream: Stream) -> Tensor:
-        """One vector per token of the stream, (T, d), made of the token and those before it in its segment."""
+    def encode(self, stream: Stream, rows: Tensor | None = None) -> Tensor:
+        """One vector per token of the stream, (T, d), made of the token and those before it in its segment.
+
+        With `rows` only the vectors at these positions of the stream, (len(rows), d), for less work.
+        """
         raise NotImplementedError
 
     def stream(self, interaction: Interaction) -> Stream:
@@ -58,7 +61,7 @@ class PackedSequentialRecommender(SequentialRecommender):
 
     def forward(self, stream: Stream) -> Tensor:
         """The user's state after every history, (S, d)."""
-        return self._full(self.encode(stream).index_select(0, stream.segments.last))
+        return self._full(self.encode(stream, stream.segments.last))
 
     def _full(self, hidden: Tensor) -> Tensor:
         """In the precision of the item table, whatever autocast made of it."""
@@ -67,9 +70,7 @@ class PackedSequentialRecommender(SequentialRecommender):
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         stream = self.stream(interaction)
         target = interaction[self.POS_ITEM_ID]  # (T,): one after every token, or (S,): one after every segment
-        hidden = self.encode(stream)
-        if len(target) != len(hidden):
-            hidden = hidden.index_select(0, stream.segments.last)
+        hidden = self.encode(stream, None if len(target) == len(stream.items) else stream.segments.last)
         with torch.autocast(hidden.device.type, enabled=False):
             return self._loss(self._full(hidden), target, interaction)
 

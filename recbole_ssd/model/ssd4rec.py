@@ -70,14 +70,14 @@ class SSD4Rec(PackedSequentialRecommender):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def encode(self, stream: Stream) -> Tensor:
+    def encode(self, stream: Stream, rows: Tensor | None = None) -> Tensor:
         items = self._mask(stream.items) if self.training else stream.items
         x = self.item_embedding(items)  # (T, d)
         if self.LayerNorm is not None:
             x = self.LayerNorm(self.dropout(x))
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x, stream.segments)
-        return x
+        return self.layers[-1](x, stream.segments, rows)
 
     def _mask(self, items: Tensor) -> Tensor:
         """Hides a share of the inputs, never a target."""
@@ -87,7 +87,7 @@ class SSD4Rec(PackedSequentialRecommender):
 
 
 class SSD4RecLayer(nn.Module):
-    """One layer, (T, d) -> (T, d).
+    """One layer: mixer, residual and norm, feed-forward.
 
     Args:
         mixer: the Mamba-2 block of both directions.
@@ -108,11 +108,14 @@ class SSD4RecLayer(nn.Module):
         self.LayerNorm = nn.LayerNorm(mixer.out_proj.out_features, eps=eps)
         self.dropout = Dropout(dropout_prob)
 
-    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+    def forward(self, x: Tensor, segments: Segments, rows: Tensor | None = None) -> Tensor:
+        """(T, d) -> (T, d), or with `rows` the result at these positions only."""
         projected = self.mixer.project(x)
         y = self.mixer.scan(projected, segments)
         if self.bidirectional == "readout":
             y = y + self.beta * self.mixer.readout(projected, segments)
         elif self.bidirectional == "flip":
             y = y + self.beta * self.mixer.scan(projected[segments.flip], segments)
+        if rows is not None:
+            x, y = x.index_select(0, rows), y.index_select(0, rows)
         return self.feed_forward(self.dropout(self.LayerNorm(self.mixer.out_proj(y) + x)))

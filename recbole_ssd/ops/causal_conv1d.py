@@ -54,24 +54,25 @@ def causal_conv1d(
     if segments.total != b * length or (cu_seqlens is not None and b != 1):
         raise ValueError(f"a stream for these cu_seqlens has shape (1, {segments.total}, c), got {tuple(x.shape)}")
     bias = x.new_zeros(c) if bias is None else bias
-    y = _CausalConv.apply(x.reshape(-1, c), weight, bias, segments, reverse)
-    return (F.silu(y) if activation else y).view(b, length, c)
+    y = _CausalConv.apply(x.reshape(-1, c), weight, bias, segments, reverse, activation == "silu")
+    return y.view(b, length, c)
 
 
 class _CausalConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, segments, reverse):
-        ctx.save_for_backward(x, weight)
-        ctx.segments, ctx.reverse = segments, reverse
-        return _shifted_sum(x, weight, segments, reverse).add_(bias)
+    def forward(ctx, x, weight, bias, segments, reverse, silu):
+        ctx.segments, ctx.reverse, ctx.silu = segments, reverse, silu
+        y = _shifted_sum(x, weight, segments, reverse).add_(bias)
+        ctx.save_for_backward(x, weight, y)
+        return F.silu(y) if silu else y.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, weight = ctx.saved_tensors
-        dy = dy.contiguous()
+        x, weight, y = ctx.saved_tensors
+        dy = torch.ops.aten.silu_backward(dy.contiguous(), y) if ctx.silu else dy.contiguous()
         dx = _shifted_sum(dy, weight, ctx.segments, not ctx.reverse)
-        return dx, _weight_grad(dy, x, weight.shape[1], ctx), dy.sum(0), None, None
+        return dx, _weight_grad(dy, x, weight.shape[1], ctx), dy.sum(0), None, None, None
 
 
 def _shifted_sum(x: Tensor, weight: Tensor, segments: Segments, reverse: bool) -> Tensor:
@@ -92,13 +93,14 @@ def _shifted_sum(x: Tensor, weight: Tensor, segments: Segments, reverse: bool) -
 def _weight_grad(dy: Tensor, x: Tensor, width: int, ctx) -> Tensor:
     """(c, K): for every tap the sum of dy times the token it met."""
     border, step = (ctx.segments.tail, 1) if ctx.reverse else (ctx.segments.head, -1)
-    grads = [(dy * x).sum(0)]
+    product = dy * x
+    grads = [product.sum(0)]
     for k in range(1, width):
         if k >= len(x):
             grads.append(torch.zeros_like(grads[0]))
             continue
         near, far = (slice(None, -k), slice(k, None)) if ctx.reverse else (slice(k, None), slice(None, -k))
-        grad = (dy[near] * x[far]).sum(0)
+        grad = torch.mul(dy[near], x[far], out=product[k:]).sum(0)
         for j in range(k):  # the first token of the stream has nobody before it: it was not in the sum
             rows = border(j)[0]
             rows = rows[(rows + step * k >= 0) & (rows + step * k < len(x))]

@@ -2,7 +2,7 @@
 
 A short segment becomes one chunk, as wide as its length rounded up to `CLASS_WIDTH`; a long one becomes several
 chunks of one width. Because no chunk holds tokens of two users, one user's numbers cannot touch another's, not even
-in rounding, and work on padding stays below `CLASS_WIDTH` tokens a segment.
+in rounding, and a short segment wastes less than `CLASS_WIDTH` tokens on padding.
 
 Shape letters:    c chunks    q tokens of a chunk    T tokens of the stream    S segments
 """
@@ -10,6 +10,7 @@ Shape letters:    c chunks    q tokens of a chunk    T tokens of the stream    S
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from .packing import Segments
 
 SHORT = 64  # a segment of at most this many tokens is one chunk and needs no state between chunks
-CLASS_WIDTH = 8  # short segments share a layout when their lengths agree up to this many tokens
+CLASS_WIDTH = 16  # short segments share a layout when their lengths agree up to this many tokens
 
 
 @dataclass
@@ -28,11 +29,19 @@ class Chunks:
     continue the first `alive[k + 1]` chunks of rank k, and a scan over ranks works on slices.
     """
 
+    tokens: int  # of the whole stream, T
     index: Tensor  # (c * q,) stream position of every slot; padding repeats its chunk's last token
     target: Tensor  # (c * q,) the same, but padding points at row T, which is thrown away
     real: Tensor | None  # (c, q, 1) 1.0 where a slot holds a token, None when all do
     width: int  # q
     alive: list[int]  # chunks of rank 0, 1, 2, ...
+
+    @cached_property
+    def slot(self) -> Tensor:
+        """(T,) the slot of every token, where this layout holds the whole stream."""
+        slot = self.target.new_empty(self.tokens + 1)  # padding points at the last
+        slot[self.target] = torch.arange(len(self.target), device=slot.device)
+        return slot[: self.tokens]
 
     def __len__(self) -> int:
         return len(self.index) // self.width
@@ -58,20 +67,25 @@ class Chunks:
         return chunks if self.real is None else chunks * self.real.to(chunks.dtype)
 
 
-def aligned_chunks(segments: Segments, size: int) -> list[Chunks]:
+def aligned_chunks(segments: Segments, size: int, short: int = SHORT) -> list[Chunks]:
     """The layout of a stream: one `Chunks` per width of short segments, and one of width `size` for the long ones.
 
+    Args:
+        segments: the borders.
+        size: tokens of a chunk of a long segment.
+        short: a segment of at most this many tokens is one chunk; 0 gives a single `Chunks` for all.
+
     >>> [(c.width, c.alive) for c in aligned_chunks(Segments(torch.tensor([0, 3, 103, 110])), 32)]
-    [(8, [2]), (32, [1, 1, 1, 1])]
+    [(16, [2]), (32, [1, 1, 1, 1])]
     """
-    if size not in segments.layouts:
+    if (size, short) not in segments.layouts:
         lengths = segments.borders.diff()
-        width = torch.where(lengths <= SHORT, -(-lengths // CLASS_WIDTH) * CLASS_WIDTH, 0)
-        segments.layouts[size] = [
+        width = torch.where(lengths <= short, -(-lengths // CLASS_WIDTH) * CLASS_WIDTH, 0)
+        segments.layouts[size, short] = [
             _chunks(segments, (width == w).nonzero()[:, 0], w or size)
-            for w in sorted(width.unique().tolist(), key=lambda w: w or SHORT + 1)
+            for w in sorted(width.unique().tolist(), key=lambda w: w or short + 1)
         ]
-    return segments.layouts[size]
+    return segments.layouts[size, short]
 
 
 def _chunks(segments: Segments, chosen: Tensor, width: int) -> Chunks:
@@ -92,6 +106,7 @@ def _chunks(segments: Segments, chosen: Tensor, width: int) -> Chunks:
     target = torch.where(real, slots, segments.total).flatten()
     device = segments.device
     return Chunks(
+        tokens=segments.total,
         index=index.to(device),
         target=target.to(device),
         real=None if bool(real.all()) else real[..., None].float().to(device),

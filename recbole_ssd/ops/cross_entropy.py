@@ -51,18 +51,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dhidden = torch.empty_like(hidden) if want_hidden else None
         dweight = torch.zeros_like(weight) if want_weight else None
         loss = hidden.new_zeros((), dtype=torch.float64)
+        buffer = hidden.new_empty(min(rows, len(target)), len(weight))
         for begin in range(0, len(target), rows):
-            part = slice(begin, begin + rows)
-            logits = torch.log_softmax(hidden[part] @ weight.t(), dim=-1)
-            loss -= logits.gather(1, target[part, None]).sum(dtype=torch.float64)
-            if not (want_hidden or want_weight):
-                continue
-            dlogits = logits.exp_()
-            dlogits[torch.arange(len(dlogits), device=dlogits.device), target[part]] -= 1
+            part, goal = hidden[begin : begin + rows], target[begin : begin + rows, None]
+            logits = torch.mm(part, weight.t(), out=buffer[: len(part)])
+            logits -= logits.amax(1, keepdim=True)
+            loss -= logits.gather(1, goal).sum(dtype=torch.float64)
+            total = logits.exp_().sum(1, keepdim=True)  # the logits are weights of the softmax from here on
+            loss += total.log().sum(dtype=torch.float64)
+            logits.scatter_add_(1, goal, -total)  # total times the gradient of the logits
             if want_hidden:
-                torch.mm(dlogits, weight, out=dhidden[part])
+                torch.mm(logits, weight, out=dhidden[begin : begin + rows]).div_(total)
             if want_weight:
-                dweight.addmm_(dlogits.t(), hidden[part])
+                dweight.addmm_(logits.t(), part / total)
         ctx.save_for_backward(dhidden, dweight)
         ctx.count = len(target)
         return (loss / len(target)).to(hidden.dtype)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .packing import Segments
-from .segment_cumsum import running_sum, segment_cumsum
+from .segment_cumsum import running_sum, segment_cumsum, segment_sum
 
 
 def prefix_readout(
@@ -55,24 +55,23 @@ def prefix_readout(
     """
     segments = Segments.of(cu_seqlens)
     inner = A.shape[0] * headdim
-    x_first, _, C_first = _first_item(xBC, weight, bias, segments).split(
-        [inner, (xBC.shape[1] - inner) // 2, (xBC.shape[1] - inner) // 2], dim=-1
-    )
+    state = (xBC.shape[1] - inner) // 2
+    x_first, _, C_first = _first_item(xBC, weight, bias, segments).split([inner, state, state], dim=-1)
     C_first = C_first.unflatten(-1, (ngroups, -1))  # (S, K, g, n)
     skip = x_first.unflatten(-1, (-1, headdim)) * D.view(A.shape[0], -1)  # (S, K, h, p)
     a = dt.double() * A.double()
     w = (segment_cumsum(a, segments) - a).exp()  # (T, h)
-    both = inner + C_first.shape[2] * C_first.shape[3]  # channels of x and B
-    return _Readout.apply(xBC[:, :both], (w * dt).to(xBC.dtype), C_first, skip, weight[:both], bias[:both], segments)
+    return _Readout.apply(xBC, (w * dt).to(xBC.dtype), C_first, skip, weight, bias, segments)
 
 
 def _first_item(xBC: Tensor, weight: Tensor, bias: Tensor, segments: Segments) -> Tensor:
     """The flipped convolution at item 1 of every segment, when it sees 1, 2, ..., K items. (S, K, channels)."""
     width = weight.shape[1]
+    places = [segments.head(k) for k in range(width)]
+    rows = xBC.index_select(0, torch.cat([rows for rows, _ in places]))  # no row twice: its backward is deterministic
     sums, levels = bias.expand(len(segments), -1), []
-    for k in range(width):
-        rows, owners = segments.head(k)
-        tap = xBC.new_zeros(len(segments), xBC.shape[1]).index_copy(0, owners, xBC.index_select(0, rows))
+    for k, (part, (_, owners)) in enumerate(zip(rows.split([len(rows) for rows, _ in places]), places)):
+        tap = xBC.new_zeros(len(segments), xBC.shape[1]).index_copy(0, owners, part)
         sums = sums + tap * weight[:, width - 1 - k]
         levels.append(F.silu(sums))
     return torch.stack(levels, dim=1)
@@ -80,72 +79,80 @@ def _first_item(xBC: Tensor, weight: Tensor, bias: Tensor, segments: Segments) -
 
 class _Readout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, xB, wdt, C_first, skip, weight, bias, segments):
-        ctx.save_for_backward(xB, wdt, C_first, weight, bias)
+    def forward(ctx, xBC, wdt, C_first, skip, weight, bias, segments):
+        ctx.save_for_backward(xBC, wdt, C_first, weight, bias)
         ctx.segments = segments
-        levels = _Levels(xB, wdt, C_first, weight, bias, segments)
+        levels = _Levels(xBC, wdt, C_first, weight, bias, segments)
         last = levels.width - 1
         y = levels.expand(skip)
         for j in range(levels.width):
             levels.climb()
             x, _, _, scale = levels.term()
             if j < last:
-                y[j:].addcmul_(x[: len(y) - j], scale[: len(y) - j, :, None])
+                y[j:].addcmul_(x, scale[..., None])
             else:
-                total = levels.clear_tails(running_sum(x * scale[..., None], segments))
-                y[j:] += total[: len(y) - j]
+                total = running_sum(levels.padded(x * scale[..., None]), segments)[: len(x)]
+                y[j:] += levels.clear_tails(total)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        xB, wdt, C_first, weight, bias = ctx.saved_tensors
-        levels = _Levels(xB, wdt, C_first, weight, bias, ctx.segments)
-        return _backward(levels, dy.contiguous())
+        return _backward(_Levels(*ctx.saved_tensors, ctx.segments), dy.contiguous())
 
 
 class _Levels:
     """Climbs from one tap of the filter to all K, keeping what every level adds to the prefixes."""
 
-    def __init__(self, xB, wdt, C_first, weight, bias, segments: Segments):
-        self.xB, self.wdt, self.C_first, self.bias, self.segments = xB, wdt, C_first, bias, segments
-        self.taps = weight.flip(1).t().contiguous()  # (K, channels)
-        self.width = len(self.taps)
+    def __init__(self, xBC, wdt, C_first, weight, bias, segments: Segments):
+        self.wdt, self.C_first, self.segments = wdt, C_first, segments
         self.heads, (self.groups, self.state) = wdt.shape[1], C_first.shape[2:]
+        self.channels = xBC.shape[1] - self.groups * self.state  # of x and B: C is read at item 1 only
+        self.xB, self.bias = xBC[:, : self.channels], bias[: self.channels]
+        self.taps = weight[: self.channels].flip(1).t().contiguous()  # (K, channels)
+        self.width = len(self.taps)
         self.C = C_first[:, -1].flatten(1).index_select(0, segments.number).view(-1, self.groups, self.state)
         self.j, self.pre = -1, []
+        self.buffer = xBC.new_empty(len(xBC), self.channels)  # of the activations, for one level at a time
 
     def climb(self) -> None:
-        """One more tap. Rows that lack an item so far ahead hold a neighbour's; `term` gives them weight zero."""
+        """One more tap; level j has rows for the tokens that have one j places ahead, a neighbour's included."""
         self.j += 1
-        if self.j == 0:
-            self.pre.append(torch.addcmul(self.bias, self.xB, self.taps[0]))
-            return
-        pre = self.pre[-1].clone()
-        pre[: -self.j].addcmul_(self.xB[self.j :], self.taps[self.j])
-        self.pre.append(pre)
+        ahead = self.xB[self.j :]
+        self.pre.append(torch.addcmul(self.pre[-1][: len(ahead)] if self.j else self.bias, ahead, self.taps[self.j]))
 
     def term(self):
-        """x (T, h, p), B (T, g, n), C.B (T, g) and the weight of x, (T, h), at this level."""
-        channels = F.silu(self.pre[self.j])
-        inner = channels.shape[1] - self.groups * self.state
+        """x (T - j, h, p), B (T - j, g, n), C.B (T - j, g) and the weight of x, (T - j, h), at this level."""
+        channels = torch.ops.aten.silu.out(self.pre[self.j], out=self.buffer[: len(self.pre[self.j])])
+        inner = self.channels - self.groups * self.state
         x = channels[:, :inner].unflatten(1, (self.heads, -1))
         B = channels[:, inner:].unflatten(1, (self.groups, self.state))
-        CB = (B * self.C).sum(-1)
+        CB = (B * self.C[: len(B)]).sum(-1)
         for rows, owners, level in self.early():
             CB[rows] = (B[rows] * self.C_first[owners, level]).sum(-1)
-        scale = self.clear_tails(self.wdt * CB.repeat_interleave(self.heads // self.groups, dim=1))
+        scale = self.clear_tails(self.wdt[: len(B)] * self.by_head(CB))
         return x, B, CB, scale
+
+    def by_head(self, CB: Tensor) -> Tensor:
+        """(..., g) -> (..., h)."""
+        return CB if self.groups == 1 else CB.repeat_interleave(self.heads // self.groups, dim=-1)
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """(T - j, ...) -> (T, ...), zeros at the end."""
+        return torch.cat([rows, rows.new_zeros(len(self.xB) - len(rows), *rows.shape[1:])])
 
     def early(self):
         """(rows, their segments, level of C) of the items whose prefix ends before the filter is full."""
         for i in range(self.width - 1 - self.j):
-            yield *self.segments.head(i), i + self.j
+            rows, owners = self.segments.head(i)
+            inside = rows < len(self.pre[self.j])
+            yield rows[inside], owners[inside], i + self.j
 
     def clear_tails(self, rows: Tensor) -> Tensor:
-        """Zeros where the segment has no item j places ahead. In place."""
+        """(T - j, ...) with zeros where the item j places ahead is a neighbour's. In place."""
         for i in range(self.j):
-            rows[self.segments.tail(i)[0]] = 0
+            tail = self.segments.tail(i)[0]
+            rows[tail[tail < len(rows)]] = 0
         return rows
 
     def expand(self, first: Tensor) -> Tensor:
@@ -158,39 +165,46 @@ class _Levels:
 
 
 def _backward(levels: _Levels, dy: Tensor):
-    """Gradients of xB, wdt, C_first, skip, weight, bias."""
+    """Gradients of xBC, wdt, C_first, skip, weight, bias."""
     for _ in range(levels.width):
         levels.climb()
-    length, last = len(dy), levels.width - 1
-    dxB, dwdt = torch.zeros_like(levels.xB), torch.zeros_like(levels.wdt)
+    length, last, channels = len(dy), levels.width - 1, levels.channels
+    dxBC = dy.new_zeros(length, channels + levels.groups * levels.state)
+    dxB, dwdt = dxBC[:, :channels], torch.zeros_like(levels.wdt)
     dC_first, dC = torch.zeros_like(levels.C_first), torch.zeros_like(levels.C)
-    dpre, dtaps = torch.zeros_like(levels.xB), torch.zeros_like(levels.taps)
+    dpre, dtaps = dy.new_zeros(length, channels), dy.new_zeros(dxBC.shape[1], levels.width)
     dskip = dy.new_zeros(len(levels.segments), levels.width, *dy.shape[1:])
     for i in range(last):
         rows, owners = levels.segments.head(i)
         dskip[owners, i] = dy[rows]
 
+    inner = channels - levels.groups * levels.state
+    buffer = torch.empty_like(dpre)
     for j in reversed(range(levels.width)):
         levels.j = j
-        dterm = torch.zeros_like(dy)
-        dterm[: length - j] = dy[j:]
+        here = slice(len(levels.pre[j]))  # the tokens that have one j places ahead
+        dterm, dchannels = dy[j:], buffer[here]
         if j == last:
-            dterm = running_sum(levels.clear_tails(dterm), levels.segments, reverse=True)
+            dterm = running_sum(levels.padded(levels.clear_tails(dterm.clone())), levels.segments, reverse=True)
             dskip[:, last] = dterm[levels.segments.first]
+            dterm = dterm[here]
         x, B, CB, scale = levels.term()
-        dscale = levels.clear_tails((dterm * x).sum(-1))  # (T, h)
-        dwdt += dscale * CB.repeat_interleave(levels.heads // levels.groups, dim=1)
-        dCB = (dscale * levels.wdt).unflatten(1, (levels.groups, -1)).sum(-1, keepdim=True)  # (T, g, 1)
-        dB, dC_level = dCB * levels.C, dCB * B
+        torch.mul(dterm, scale[..., None], out=dchannels[:, :inner].unflatten(1, (levels.heads, -1)))
+        dscale = levels.clear_tails((dterm * x).sum(-1))  # (T - j, h)
+        dwdt[here].addcmul_(dscale, levels.by_head(CB))
+        dCB = (dscale * levels.wdt[here]).unflatten(1, (levels.groups, -1)).sum(-1, keepdim=True)
+        dB = dchannels[:, inner:].unflatten(1, (levels.groups, levels.state))
+        torch.mul(dCB, levels.C[here], out=dB)
         for rows, owners, level in levels.early():
             dB[rows] = dCB[rows] * levels.C_first[owners, level]
-            dC_first[owners, level] += dC_level[rows]
-            dC_level[rows] = 0
-        dC += dC_level
-        dchannels = torch.cat([(dterm * scale[..., None]).flatten(1), dB.flatten(1)], dim=1)
-        dpre += torch.ops.aten.silu_backward(dchannels, levels.pre[j])
-        dxB[j:].addcmul_(dpre[: length - j], levels.taps[j])
-        dtaps[j] = (dpre[: length - j] * levels.xB[j:]).sum(0)
+            dC_first[owners, level] += dCB[rows] * B[rows]
+            dCB[rows] = 0
+        dC[here].addcmul_(dCB, B)
+        dpre[here] += torch.ops.aten.silu_backward(dchannels, levels.pre[j])
+        dxB[j:].addcmul_(dpre[here], levels.taps[j])
+        dtaps[:channels, last - j] = torch.mul(dpre[here], levels.xB[j:], out=dchannels).sum(0)
 
-    dC_first[:, -1] += running_sum(dC, levels.segments, reverse=True)[levels.segments.first]
-    return dxB, dwdt, dC_first, dskip, dtaps.t().flip(1), dpre.sum(0), None
+    dC_first[:, -1] += segment_sum(dC, levels.segments)
+    dbias = dtaps.new_zeros(len(dtaps))
+    dbias[:channels] = dpre.sum(0)
+    return dxBC, dwdt, dC_first, dskip, dtaps, dbias, None

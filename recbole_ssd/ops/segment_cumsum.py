@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from .chunking import Chunks, aligned_chunks
 from .packing import Segments
 
-CHUNK = 64
+CHUNK = 32
 
 
 def segment_cumsum(x: Tensor, segments: Segments, reverse: bool = False) -> Tensor:
@@ -33,18 +33,29 @@ def segment_cumsum(x: Tensor, segments: Segments, reverse: bool = False) -> Tens
     return _SegmentCumsum.apply(x, segments, reverse)
 
 
-def spread_first(x: Tensor, segments: Segments) -> Tensor:
-    """The row of each segment's first token, at all its tokens; deterministic in the backward, as no gather is.
+def spread_first(first: Tensor, segments: Segments) -> Tensor:
+    """A row per segment, at all tokens of the segment. Its backward is deterministic, as a gather's is not.
 
     Args:
-        x: (T, ...).
+        first: (S, ...).
         segments: the borders.
 
     Returns:
         (T, ...).
     """
-    first = torch.zeros_like(x).index_copy(0, segments.first, x.index_select(0, segments.first))
-    return segment_cumsum(first, segments)
+    return _SpreadFirst.apply(first, segments)
+
+
+class _SpreadFirst(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, first, segments):
+        ctx.segments = segments
+        return first.index_select(0, segments.number)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return segment_sum(dy, ctx.segments), None
 
 
 class _SegmentCumsum(torch.autograd.Function):
@@ -61,16 +72,27 @@ class _SegmentCumsum(torch.autograd.Function):
 
 def running_sum(x: Tensor, segments: Segments, reverse: bool = False) -> Tensor:
     """`segment_cumsum` without autograd, for use inside hand-written backwards."""
-    flat = x.reshape(len(x), -1)
-    out = flat.new_empty(len(x) + 1, flat.shape[1])
-    for chunks in aligned_chunks(segments, CHUNK):
-        inside = chunks.zero_padding(chunks.gather(flat))  # (c, q, k)
-        ones = torch.ones(chunks.width, chunks.width, dtype=x.dtype, device=x.device)
-        sums = (ones.triu() if reverse else ones.tril()) @ inside
-        if len(chunks.alive) > 1:
-            sums += _carried(sums[:, 0 if reverse else -1], chunks, reverse)[:, None]
-        chunks.scatter(sums, out)
-    return out[:-1].view(x.shape)
+    (chunks,) = aligned_chunks(segments, CHUNK, short=0)
+    inside = chunks.zero_padding(chunks.gather(x.reshape(len(x), -1)))  # (c, q, k)
+    ones = torch.ones(CHUNK, CHUNK, dtype=x.dtype, device=x.device)
+    sums = (ones.triu() if reverse else ones.tril()) @ inside
+    if len(chunks.alive) > 1:
+        sums += _carried(sums[:, 0 if reverse else -1], chunks, reverse)[:, None]
+    return sums.flatten(0, 1).index_select(0, chunks.slot).view(x.shape)
+
+
+def segment_sum(x: Tensor, segments: Segments) -> Tensor:
+    """Sum over every segment, (T, ...) -> (S, ...), without autograd.
+
+    >>> segment_sum(torch.tensor([1.0, 2, 3, 4, 5]), Segments(torch.tensor([0, 3, 5])))
+    tensor([6., 9.])
+    """
+    (chunks,) = aligned_chunks(segments, CHUNK, short=0)
+    total = chunks.zero_padding(chunks.gather(x.reshape(len(x), -1))).sum(1)  # (c, k)
+    for here, there in reversed(chunks.steps()):
+        total[here] += total[there]
+    first = chunks.slot.index_select(0, segments.first) // CHUNK
+    return total.index_select(0, first).view(-1, *x.shape[1:])
 
 
 def _carried(total: Tensor, chunks: Chunks, reverse: bool) -> Tensor:

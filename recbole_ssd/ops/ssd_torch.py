@@ -128,18 +128,19 @@ class _Block:
     def forward(self) -> tuple[Tensor, Tensor | None]:
         """y without D, (c, q, h, p), and the states (m, n, w) before each chunk (None: all segments are one chunk)."""
         state = self._states() if self.multi else None
-        y = self._gentle(self._triangle(), state)
+        y = self._by_head(self._mixed(self._triangle(), state)) * self.up[..., None]
         for head, rows, beyond in self.steep:
             plain = ssd_steep.forward(self._pair(head, rows, state))
             y[rows, :, head] = torch.where(beyond, plain, y[rows, :, head])
         return y, state
 
-    def _gentle(self, triangle: Tensor, state: Tensor | None) -> Tensor:
-        z = torch.bmm(triangle, self.xs)  # (m, q, w)
+    def _mixed(self, triangle: Tensor, state: Tensor | None) -> Tensor:
+        """y before it is scaled by e^c, (m, q, w)."""
+        z = torch.bmm(triangle, self.xs)
         if state is not None:
             later = self._later()
             z[later].baddbmm_(self.C[later], state[later], alpha=self.moved)
-        return self._by_head(z) * self.up[..., None]
+        return z
 
     def _later(self) -> slice:
         """The chunks that a state comes into."""
@@ -147,7 +148,8 @@ class _Block:
 
     def _states(self) -> Tensor:
         added = torch.bmm(self.B.transpose(1, 2), self.leaving)  # (m, n, w)
-        state = torch.zeros_like(added)
+        state = torch.empty_like(added)
+        state[: self._later().start] = 0
         for here, there in self._steps():
             torch.addcmul(added[here], self.over[here], state[here], out=state[there])
         return state
@@ -182,8 +184,8 @@ class _Block:
         triangle = self._triangle()
         diagonal = triangle.diagonal(dim1=1, dim2=2).unsqueeze(-1).clone()  # (m, q, 1) no decay: no part of dc
         triangle.tril_(-1)
-        dc = (dy * self._gentle(triangle, state)).sum(-1).double()  # (c, q, h)
         dz = self._by_group(dy * self.up[..., None])  # (m, q, w)
+        dc = self._by_head(self._mixed(triangle, state).mul_(dz)).sum(-1).double()  # (c, q, h)
         dtriangle = torch.bmm(dz, self.xs.transpose(1, 2)).tril_()
         dxs = self._by_head(torch.bmm(triangle.transpose(1, 2), dz))  # (c, q, h, p) without the diagonal
         dB, dC = torch.bmm(dtriangle.transpose(1, 2), self.C), torch.bmm(dtriangle, self.B)
@@ -191,8 +193,8 @@ class _Block:
         ddt = (dxs * self.x).sum(-1) * self.down  # (c, q, h)
         dc -= (ddt * self.dt).double()
         own = self._by_head(dz * diagonal)
-        ddt += (own * self.x).sum(-1) * self.down
         dx = dxs.add_(own).mul_(self.enter[..., None])
+        ddt += own.mul_(self.x).sum(-1) * self.down
 
         dstate = torch.bmm(self.C.transpose(1, 2), dz).mul_(self.moved) if self.multi else None
         for head, rows, beyond in self.steep:

@@ -19,11 +19,12 @@ class PackedDummy(SequentialRecommender):
 def make_config(tmp_path):
     """A function: settings -> Config. `packed=True` takes a packed model, otherwise RecBole's GRU4Rec."""
 
-    def make(dataset="toy", packed=False, **settings):
+    def make(dataset="toy", packed=False, model="GRU4Rec", **settings):
         defaults = {"data_path": str(tmp_path), "loss_type": "CE", "checkpoint_dir": str(tmp_path / "saved")}
+        defaults |= {"topk": [1], "valid_metric": "NDCG@1"}  # toys have few items
         if packed:
             defaults["MAX_ITEM_LIST_LENGTH"] = None
-        return Config(PackedDummy if packed else "GRU4Rec", dataset, config_dict={**defaults, **settings})
+        return Config(PackedDummy if packed else model, dataset, config_dict={**defaults, **settings})
 
     return make
 

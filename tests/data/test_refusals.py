@@ -4,7 +4,6 @@ import re
 import urllib.error
 
 import pytest
-from recbole.utils import EvaluatorType
 
 from recbole_ssd.data import create_dataset, data_preparation, download
 
@@ -17,7 +16,6 @@ GOOD = [
     ("u1", "b", 2),
     ("u1", "c", 3),
 ]
-UNIFORM = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False}
 HEADER = "user_id:token\titem_id:token\ttimestamp:float"
 
 FILES = {
@@ -75,6 +73,20 @@ FILES = {
         {"eval_args": {"mode": "uni100"}},
         "uni100 asks for 100 .* there are 3",
     ),
+    "a column twice": (["u\ta\t1\t1"], HEADER + "\ttimestamp:float", {}, "line 1: a column stands twice in"),
+    "byte order mark": (GOOD, "\ufeff" + HEADER, {}, "byte order mark: .*--encoding=utf-8-sig"),
+    "an open quotation": (
+        [*GOOD[:2], 'u0\t"c\t3', *GOOD[3:], 'u1\t"d\t4'],
+        HEADER,
+        {},
+        "toy.inter, line 4: a quoted value is not closed",
+    ),
+    "too few items for topk": (
+        GOOD,
+        HEADER,
+        {"topk": [4, 10], "valid_metric": "NDCG@10"},
+        r"'topk' \[4, 10\] asks .* than the 4 of",
+    ),
     "too many popular": (GOOD, HEADER, {"eval_args": {"mode": "pop3"}}, "there are 1 in the training events"),
 }
 
@@ -88,6 +100,32 @@ def test_bad_data_get_a_sentence(make_config, write_toy, rows, header, settings,
     assert re.search(sentence, str(caught.value)), str(caught.value)
 
 
+def test_few_items_and_missing_features_are_refused_by_name(make_config, write_toy):
+    write_toy([(f"u{u}", f"i{k}", k) for u in range(3) for k in range(20)])
+    for model, words in (
+        ("GRU4RecCPR", "'reranker_CAN_NUM' 100 asks for more items than the 20 of data set 'toy'"),
+        ("GRU4RecF", "GRU4RecF reads the item features class .*toy.item does not give them"),
+    ):
+        config = make_config(model=model)
+        with pytest.raises(ValueError, match=words):
+            data_preparation(config, create_dataset(config))
+
+
+def test_a_quoted_value_may_hold_the_separator(make_config, write_toy):
+    write_toy([*GOOD, 'u1\t"d\te"\t4'])
+    assert "d\te" in create_dataset(make_config()).field2token_id["item_id"]
+
+
+def test_a_token_never_seen_is_named(make_config, toy):
+    dataset = create_dataset(make_config())
+    assert dataset.token2id("item_id", ["i1", "i2"]).shape == (2,)
+    for tokens in ("never", ["i1", "never"]):
+        with pytest.raises(
+            ValueError, match="item_id 'never' is not in .*toy.inter, or filtering removed it"
+        ):
+            dataset.token2id("item_id", tokens)
+
+
 def test_an_empty_file_is_named(make_config, write_toy):
     write_toy([]).write_text("")
     with pytest.raises(ValueError, match="toy.inter is empty"):
@@ -98,61 +136,6 @@ def test_bad_times_can_be_filtered_as_the_sentence_says(make_config, write_toy):
     write_toy([*GOOD, "u0\te\t", "u0\te\tinf"])
     config = make_config(val_interval={"timestamp": "(-inf,inf)"})
     assert create_dataset(config).inter_num == len(GOOD)
-
-
-SETTINGS = {
-    "random order": (
-        "eval_args",
-        {"split": {"LS": "valid_and_test"}, "order": "RO"},
-        "eval_args.order: .* 'TO'",
-    ),
-    "labeled": (
-        "eval_args",
-        {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": {"valid": "labeled"}},
-        "use full, uniN or popN",
-    ),
-    "value metrics": ("eval_type", EvaluatorType.VALUE, "next-item models are ranked"),
-    "transform": ("transform", "crop_itemseq", "padded windows"),
-    "dynamic negatives": ("train_neg_sample_args", {**UNIFORM, "dynamic": True}, "dynamic negatives"),
-    "no negatives": ("train_neg_sample_args", {**UNIFORM, "sample_num": 0}, "sample_num above 0, got 0"),
-    "odd negatives": ("train_neg_sample_args", {**UNIFORM, "distribution": "zipf"}, "got 'zipf'"),
-    "no tokens": ("max_batch_tokens", 0, "max_batch_tokens: expected a whole number above 0, got 0"),
-    "no targets": ("train_batch_size", 0, "train_batch_size: expected a whole number above 0, got 0"),
-    "no rows": ("eval_batch_size", -1, "eval_batch_size: expected a whole number above 0, got -1"),
-    "no window": ("MAX_ITEM_LIST_LENGTH", 0, "MAX_ITEM_LIST_LENGTH: expected a whole number above 0, got 0"),
-    "time order": ("time_order", "random", "time_order: expected exact or recbole, got 'random'"),
-    "supervision": ("supervision", "none", "supervision: expected all_positions or prefixes, got 'none'"),
-}
-
-
-@pytest.mark.parametrize("key, value, sentence", SETTINGS.values(), ids=SETTINGS)
-def test_bad_settings_get_a_sentence_without_configs_help(make_config, toy, key, value, sentence):
-    config = make_config(packed=True)
-    config[key] = (
-        value  # Config refuses most of these first; the data room also works with a Config of RecBole's
-    )
-    with pytest.raises(ValueError, match=sentence):
-        data_preparation(config, create_dataset(config))
-
-
-@pytest.mark.parametrize(
-    "key", ["save_dataset", "dataset_save_path", "save_dataloaders", "dataloaders_save_path"]
-)
-def test_stored_data_are_refused(make_config, toy, key):
-    config = make_config()
-    config[key] = "file.pth"
-    with pytest.raises(ValueError, match=f"{key} .* is not supported"):
-        create_dataset(config)
-
-
-@pytest.mark.parametrize(
-    "model, words", [("S3Rec", "two stages"), ("KSR", "KSRDataset"), ("DIEN", "DIENDataset")]
-)
-def test_models_with_other_data_are_refused(make_config, toy, model, words):
-    config = make_config()
-    config["model"] = model
-    with pytest.raises(ValueError, match=words):
-        create_dataset(config)
 
 
 # ---- downloads
@@ -202,6 +185,11 @@ def test_a_download_is_unpacked_into_its_place(make_config, tmp_path, monkeypatc
     config = make_config("amazon-beauty", user_inter_num_interval=None, item_inter_num_interval=None)
     assert create_dataset(config).inter_num == len(GOOD)
     assert (tmp_path / "amazon-beauty" / "amazon-beauty.inter").is_file()
+
+
+def test_an_unknown_dataset_is_looked_for_beside_its_place(make_config, toy):
+    with pytest.raises(ValueError, match="no data set 'tay'.*Did you mean toy"):
+        create_dataset(make_config("tay"))
 
 
 def test_an_unknown_dataset_gets_a_suggestion(make_config):

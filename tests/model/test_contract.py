@@ -20,15 +20,15 @@ CAUSAL = {name: entry for name, entry in MODELS.items() if "flip" not in name}
 class LeaksFromNeighbours(SSD4Rec):
     """Broken on purpose: the borders between users are forgotten."""
 
-    def encode(self, stream):
+    def encode(self, stream, rows=None):
         whole = Segments(torch.tensor([0, len(stream.items)]))
-        return super().encode(stream._replace(segments=whole))
+        return super().encode(stream._replace(segments=whole), rows)
 
 
 class LeaksFromTheFuture(SSD4Rec):
     """Broken on purpose: the flipped direction over the whole history, flipped back."""
 
-    def encode(self, stream):
+    def encode(self, stream, rows=None):
         y = super().encode(stream)
         return y + super().encode(stream._replace(items=stream.items[stream.segments.flip]))[stream.segments.flip]
 
@@ -93,6 +93,12 @@ def test_predict_is_a_column_of_full_sort_predict(model):
         column = model.predict(packed(histories, targets))
     torch.testing.assert_close(column, scores[torch.arange(5), targets], rtol=1e-4, atol=1e-5)
     assert scores.dtype == torch.float32
+
+
+def test_some_rows_are_the_rows_of_all(model):
+    stream, rows = model.stream(packed(random_histories())), torch.tensor([3, 60, 7])
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(stream, rows), model.encode(stream)[rows], rtol=1e-4, atol=1e-5)
 
 
 def test_order_matters(model):

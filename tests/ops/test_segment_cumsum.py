@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from recbole_ssd.ops.packing import Segments, flip_index, last_index, seq_idx
-from recbole_ssd.ops.segment_cumsum import segment_cumsum, spread_first
+from recbole_ssd.ops.segment_cumsum import segment_cumsum, segment_sum, spread_first
 
 from .streams import LENGTHS, borders, error
 
@@ -25,13 +25,16 @@ def test_accuracy_does_not_depend_on_the_stream():
     assert error(segment_cumsum(x, Segments(cu)).double(), truth) < 1e-6
 
 
-def test_spread_first():
-    segments = Segments(borders([3, 70]))
-    x = torch.randn(73, 2, requires_grad=True)
-    y = spread_first(x, segments)
-    assert torch.equal(y, x[[0] * 3 + [3] * 70])
-    y.sum().backward()
-    assert x.grad[:, 0].tolist() == [3.0, 0, 0, 70.0] + [0] * 69
+def test_spread_first_and_segment_sum():
+    segments = Segments(borders([3, 70, 200]))
+    first = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    y = spread_first(first, segments)
+    assert torch.equal(y, first[[0] * 3 + [1] * 70 + [2] * 200])
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    want = torch.stack([part.sum(0) for part in dy.split([3, 70, 200])])
+    assert error(segment_sum(dy, segments), want) < 1e-14
+    assert torch.equal(first.grad, segment_sum(dy, segments))
 
 
 def test_indices():

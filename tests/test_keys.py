@@ -1,0 +1,53 @@
+"""The keys that a model of ours reads are exactly the keys that its YAML file sets."""
+
+import pytest
+import yaml
+
+from recbole_ssd import Config, create_dataset, data_preparation
+from recbole_ssd.model_lookup import own_models
+from recbole_ssd.settings import listed_keys, properties_folder
+
+
+class RecordingConfig(Config):
+    """Notes every key that is asked for."""
+
+    asked = None
+
+    def __getitem__(self, key):
+        if self.asked is not None:
+            self.asked.add(key)
+        return super().__getitem__(key)
+
+
+def keys_read(model: str, settings: dict) -> set:
+    """What the model's constructor asks of its config."""
+    config = RecordingConfig(model, config_dict=settings)
+    train = data_preparation(config, create_dataset(config))[0]
+    config.asked = set()
+    config.model_class(config, train.dataset)
+    return config.asked
+
+
+@pytest.mark.parametrize("model", own_models())
+def test_a_model_reads_the_keys_of_its_yaml(run_folder, tiny, model):
+    in_yaml = set(yaml.safe_load((properties_folder() / "model" / f"{model}.yaml").read_text()))
+    read = keys_read(model, tiny)
+    assert in_yaml <= read, "set and never read"
+    assert read <= in_yaml | listed_keys() | {"device"}, "read and set nowhere"
+
+
+@pytest.mark.parametrize("model", own_models())
+def test_a_key_that_nobody_set_is_refused_by_name(run_folder, tiny, model):
+    config = Config(model, config_dict=tiny)
+    train = data_preparation(config, create_dataset(config))[0]
+    del config.final_config_dict["hidden_size"]
+    sentence = f"'hidden_size' is not set: add it to properties/model/{model}.yaml"
+    with pytest.raises(ValueError, match=sentence):
+        config.model_class(config, train.dataset)
+
+
+def test_tuned_files_set_known_keys_of_their_model():
+    for file in (properties_folder() / "tuned").glob("*.yaml"):
+        model = file.stem.partition("-")[0]
+        of_model = set(yaml.safe_load((properties_folder() / "model" / f"{model}.yaml").read_text()))
+        assert set(yaml.safe_load(file.read_text())) <= of_model | listed_keys(), file
