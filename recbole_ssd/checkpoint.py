@@ -76,9 +76,7 @@ def load_weights(model: torch.nn.Module, checkpoint: dict, settings: dict, path:
     """
     there = checkpoint["config"]
     if there["model"] != settings["model"]:
-        raise ValueError(
-            f"checkpoint '{path}' is of model {there['model']}, this run is of {settings['model']}"
-        )
+        raise ValueError(f"checkpoint '{path}' is of model {there['model']}, this run is of {settings['model']}")
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

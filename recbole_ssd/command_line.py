@@ -59,9 +59,7 @@ def parse(arguments: list[str]) -> Settings:
         key, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals or not key:
             hint = f"--{argument.lstrip('-') or 'key'}=VALUE" if not equals else "--key=value"
-            raise ValueError(
-                f"argument '{argument}' is not of the form --key=value: write {hint}, or see --help"
-            )
+            raise ValueError(f"argument '{argument}' is not of the form --key=value: write {hint}, or see --help")
         if key in settings:
             raise ValueError(f"'--{key}' is given twice, as '{settings[key]}' and as '{value}'")
         settings[key] = value
@@ -90,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(parse(arguments))
     except KeyboardInterrupt:
         return 130
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         raised_by = raiser(error)
         if "--state=DEBUG" in arguments or raised_by is None:
             raise

@@ -102,6 +102,11 @@ class Config(RecBoleConfig):
                     f"no {key} is named: give {key}=... to Config, '{key}: NAME' in a config file, "
                     f"or --{key}=NAME on the command line"
                 )
+        if os.path.basename(str(dataset)) != str(dataset):
+            raise ValueError(
+                f"'dataset' should be the name of a folder in data_path, it is '{dataset}': "
+                "give the folder above it as data_path"
+            )
         model_class = get_model(model) if isinstance(model, str) else check_model(model)
         return model_class.__name__, model_class, str(dataset)
 
@@ -140,9 +145,7 @@ class Config(RecBoleConfig):
             # RecBole forces ml-100k to the copy in its package; a copy where the user pointed comes first.
             settings["data_path"] = os.path.join(parent, self.dataset)
         if "MODEL_INPUT_TYPE" not in settings:
-            settings["MODEL_INPUT_TYPE"] = (
-                InputType.PAIRWISE
-            )  # BCE with sampled negatives: RecBole sets nothing
+            settings["MODEL_INPUT_TYPE"] = InputType.PAIRWISE  # BCE with sampled negatives: RecBole sets nothing
 
     def _init_device(self):
         """Takes the device without overwriting CUDA_VISIBLE_DEVICES, as RecBole does.
@@ -156,18 +159,14 @@ class Config(RecBoleConfig):
         settings["local_rank"] = 0
         settings["device"] = _device(settings["gpu_id"], settings["use_gpu"])
         if settings["device"].type == "cpu" and settings["use_gpu"] and settings["gpu_id"] not in ("", "0"):
-            self.notes.append(
-                f"gpu_id '{settings['gpu_id']}' is not used: this machine shows no GPU to torch"
-            )
+            self.notes.append(f"gpu_id '{settings['gpu_id']}' is not used: this machine shows no GPU to torch")
 
 
 def _device(gpu_id: str, use_gpu: bool) -> torch.device:
     """The CPU, or the first device that `gpu_id` names."""
     first = gpu_id.split(",")[0].strip()
     if first and not first.isdigit():
-        raise ValueError(
-            f"gpu_id should be the number of a GPU, such as 0, or '' for the CPU; it is '{gpu_id}'"
-        )
+        raise ValueError(f"gpu_id should be the number of a GPU, such as 0, or '' for the CPU; it is '{gpu_id}'")
     if not use_gpu or not first or not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()

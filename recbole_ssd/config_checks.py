@@ -25,7 +25,8 @@ PACKED_ONLY = ("supervision",)
 ONE_OF = {
     "time_order": ("exact", "recbole"),
     "supervision": ("all_positions", "prefixes"),
-    "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam"),
+    "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop"),  # sparse_adam needs sparse embeddings
+    "rm_dup_inter": (None, "first", "last"),
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
 }
 POSITIVE = (
@@ -53,6 +54,7 @@ NOT_NEGATIVE = ("seed", "candidate_seed", "stopping_step", "worker", "weight_dec
 SHARES = ("dropout_prob", "hidden_dropout_prob", "attn_dropout_prob", "mask_ratio")
 WHOLE = ("epochs", "train_batch_size", "eval_batch_size", "max_batch_tokens", "MAX_ITEM_LIST_LENGTH", "seed")
 OPTIONAL = ("MAX_ITEM_LIST_LENGTH", "chunk_size", "reranker_CAN_NUM")  # a number, None or text
+DICTS = {"clip_grad_norm": "{'max_norm': 5}", "val_interval": "{'rating': '[3,inf)'}"}
 INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
 INTERVAL = re.compile(r"[\[(]\s*([^,;]+),([^,;]+)[\])]")
 INNER_KEYS = {
@@ -111,9 +113,7 @@ def plain(value, key: str = ""):
         return value.item()
     if hasattr(value, "__fspath__"):
         return str(value)
-    raise ValueError(
-        f"'{key}' should be plain data (number, text, list, dict), it is a {type(value).__name__}"
-    )
+    raise ValueError(f"'{key}' should be plain data (number, text, list, dict), it is a {type(value).__name__}")
 
 
 def _check_keys(sources: dict) -> None:
@@ -135,12 +135,14 @@ def _check_keys(sources: dict) -> None:
 def _check_value(key: str, value, default, source: str) -> None:
     """Refuses a value of the wrong type, out of its range, or not among the words that the key takes."""
     if key in ONE_OF and value not in ONE_OF[key] and str(value).upper() not in ONE_OF[key]:
-        raise ValueError(f"'{key}' ({source}) should be one of {', '.join(ONE_OF[key])}, it is '{value}'")
+        raise ValueError(f"'{key}' ({source}) should be one of {', '.join(map(str, ONE_OF[key]))}, it is '{value}'")
+    if key in DICTS and value is not None and not isinstance(value, dict):
+        raise ValueError(f"'{key}' ({source}) should be a dict such as {DICTS[key]}, it is {value!r}")
     if key in INNER_KEYS and (value is not None or key == "eval_args"):
         _check_inner_keys(key, value, INNER_KEYS[key], source)
     if key in INTERVALS and value is not None:
         _check_intervals(key, value, source)
-    if key == "val_interval" and isinstance(value, dict):
+    if key == "val_interval" and value:
         for column, interval in value.items():
             if isinstance(interval, str):  # a list names the tokens to keep
                 _check_intervals(f"{key}['{column}']", interval, source)
@@ -192,9 +194,7 @@ def _is_whole(key: str, default) -> bool:
 
 def _check_inner_keys(key: str, value, allowed: tuple, source: str) -> None:
     if not isinstance(value, dict):
-        raise ValueError(
-            f"'{key}' ({source}) should be a dict with the keys {', '.join(allowed)}, it is {value!r}"
-        )
+        raise ValueError(f"'{key}' ({source}) should be a dict with the keys {', '.join(allowed)}, it is {value!r}")
     for name in value:
         if name not in allowed:
             raise ValueError(f"unknown key '{name}' in '{key}' ({source}){did_you_mean(str(name), allowed)}")

@@ -46,11 +46,10 @@ def _check_metrics(settings: dict) -> None:
             )
     topk = settings["topk"] if isinstance(settings["topk"], (list, tuple)) else [settings["topk"]]
     if not topk or not all(isinstance(k, int) and k > 0 for k in topk):
-        raise ValueError(
-            f"'topk' should be a whole number greater than 0 or a list of them, it is {settings['topk']}"
-        )
+        raise ValueError(f"'topk' should be a whole number greater than 0 or a list of them, it is {settings['topk']}")
     name, _, k = str(settings["valid_metric"]).partition("@")
-    measured = name.lower() in [metric.lower() for metric in metrics] and (not k or k in map(str, topk))
+    has_k = k in map(str, topk) or name.lower() == "gauc" and not k
+    measured = name.lower() in [metric.lower() for metric in metrics] and has_k
     if not measured:
         raise ValueError(
             f"valid_metric '{settings['valid_metric']}' is not measured: metrics are {metrics} at "
@@ -64,9 +63,7 @@ def _check_loss(settings: dict, sources: dict, packed: bool) -> None:
         return
     losses = ("CE", "BPR", "BCE") if packed else ("CE",) if settings["model"] in CE_ONLY else ("CE", "BPR")
     if loss not in losses:
-        raise ValueError(
-            f"'loss_type' of {settings['model']} should be one of {', '.join(losses)}, it is '{loss}'"
-        )
+        raise ValueError(f"'loss_type' of {settings['model']} should be one of {', '.join(losses)}, it is '{loss}'")
     negatives = settings.get("train_neg_sample_args")
     if isinstance(negatives, dict) and negatives.get("distribution", "uniform") in (None, "None", "none"):
         negatives = None
@@ -93,13 +90,10 @@ def _check_negatives(negatives: dict) -> None:
     distribution, number = negatives.get("distribution"), negatives.get("sample_num")
     if distribution not in ("uniform", "popularity"):
         raise ValueError(
-            "'distribution' of 'train_neg_sample_args' should be uniform or popularity, it is "
-            f"{distribution!r}"
+            f"'distribution' of 'train_neg_sample_args' should be uniform or popularity, it is {distribution!r}"
         )
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(
-            f"'sample_num' of 'train_neg_sample_args' should be a whole number above 0, it is {number!r}"
-        )
+        raise ValueError(f"'sample_num' of 'train_neg_sample_args' should be a whole number above 0, it is {number!r}")
 
 
 def _check_training(settings: dict) -> None:

@@ -64,18 +64,12 @@ _FIRST_LINES = {
 def own_models() -> dict[str, type]:
     """Our models by name."""
     package = importlib.import_module(_OURS)
-    modules = (
-        importlib.import_module(f"{_OURS}.{info.name}") for info in pkgutil.iter_modules(package.__path__)
-    )
+    modules = (importlib.import_module(f"{_OURS}.{info.name}") for info in pkgutil.iter_modules(package.__path__))
     found = {}
     for module in modules:
         file_name = module.__name__.rpartition(".")[2]
         for name, item in vars(module).items():
-            if (
-                name.lower() == file_name
-                and isinstance(item, type)
-                and issubclass(item, SequentialRecommender)
-            ):
+            if name.lower() == file_name and isinstance(item, type) and issubclass(item, SequentialRecommender):
                 found[name] = item
     return found
 
@@ -121,9 +115,7 @@ def check_model(model_class: type) -> type:
     """
     name = model_class.__name__
     if name in _NOT_HERE and model_class.__module__.startswith(_RECBOLE):
-        raise ValueError(
-            f"RecBole's {name} does not run in recbole-ssd: {_NOT_HERE[name]}. Run it with RecBole itself"
-        )
+        raise ValueError(f"RecBole's {name} does not run in recbole-ssd: {_NOT_HERE[name]}. Run it with RecBole itself")
     if getattr(model_class, "type", None) != ModelType.SEQUENTIAL:
         raise ValueError(
             f"model '{name}' is not sequential: recbole-ssd trains next-item models, "

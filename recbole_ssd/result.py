@@ -28,15 +28,11 @@ def check_result_file(path: Path | str | None) -> None:
         return
     path = Path(path)
     if path.is_dir():
-        raise ValueError(
-            f"result_file '{path}' is a folder: name a file in it, such as '{path / 'result.json'}'"
-        )
+        raise ValueError(f"result_file '{path}' is a folder: name a file in it, such as '{path / 'result.json'}'")
     check_folder(path.parent, "the folder of result_file")
 
 
-def make_result(
-    config, trainer, train_data, best_valid_result: dict | None, test_result: dict | None, **more
-) -> dict:
+def make_result(config, trainer, train_data, best_valid_result: dict | None, test_result: dict | None, **more) -> dict:
     """The result of a run.
 
     Args:
@@ -55,9 +51,7 @@ def make_result(
         "best_valid_result": _numbers(best_valid_result),
         "test_result": _numbers(test_result),
         "best_epoch": trainer.best_epoch,
-        "valid_by_epoch": [
-            {**entry, "result": _numbers(entry["result"])} for entry in trainer.valid_by_epoch
-        ],
+        "valid_by_epoch": [{**entry, "result": _numbers(entry["result"])} for entry in trainer.valid_by_epoch],
         "epoch_s": trainer.epoch_s,
         "train_s": sum(trainer.epoch_s),
         "eval_s": sum(trainer.eval_s),
@@ -143,9 +137,7 @@ def describe(result: dict) -> str:
     letter = f"protocol {kept['letter']}: " if kept["letter"] else ""
     mode = " / ".join(dict.fromkeys(kept["mode"].values()))
     epochs = len(result["epoch_s"])
-    seconds = (
-        f"{statistics.median(result['epoch_s']):.2f} (median of {epochs})" if epochs else "none was trained"
-    )
+    seconds = f"{statistics.median(result['epoch_s']):.2f} (median of {epochs})" if epochs else "none was trained"
     peak = [f"{result['peak_rss_mb']:,.0f} MB"] if result["peak_rss_mb"] else []
     peak += [f"{result['peak_gpu_mb']:,.0f} MB on the GPU"] if result["peak_gpu_mb"] else []
     lines = {

@@ -109,9 +109,7 @@ def read_yaml(file: Path | str, loader: type = yaml.FullLoader) -> dict:
     if settings is None:
         return {}
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise ValueError(
-            f"config file '{file}' should hold lines 'key: value', it holds a {type(settings).__name__}"
-        )
+        raise ValueError(f"config file '{file}' should hold lines 'key: value', it holds a {type(settings).__name__}")
     return settings
 
 
@@ -160,9 +158,7 @@ def listed_keys() -> set[str]:
     keys = {key for arguments in lists for key in arguments}
     for file in (RECBOLE_PROPERTIES / "overall.yaml", RECBOLE_PROPERTIES / "dataset" / "sample.yaml"):
         keys.update(read_yaml(file))
-    keys.update(
-        read_yaml(properties_folder() / "overall.yaml"), READ_BUT_NOWHERE_LISTED, {"model", "dataset"}
-    )
+    keys.update(read_yaml(properties_folder() / "overall.yaml"), READ_BUT_NOWHERE_LISTED, {"model", "dataset"})
     return keys
 
 

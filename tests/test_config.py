@@ -36,6 +36,11 @@ REFUSED = [
     ({"user_inter_num_interval": "5"}, "should be an interval such as [5,inf)"),
     ({"item_inter_num_interval": "[5,2]"}, "should be an interval such as [5,inf)"),
     ({"val_interval": {"rating": "[a,b]"}}, "'val_interval['rating']' (config_dict) should be an interval"),
+    ({"val_interval": 5}, "'val_interval' (config_dict) should be a dict such as {'rating': '[3,inf)'}"),
+    ({"clip_grad_norm": 5}, "'clip_grad_norm' (config_dict) should be a dict such as {'max_norm': 5}"),
+    ({"rm_dup_inter": "second"}, "should be one of None, first, last, it is 'second'"),
+    ({"valid_metric": "NDCG"}, "valid_metric 'NDCG' is not measured"),
+    ({"dataset": "../toy"}, "should be the name of a folder in data_path, it is '../toy'"),
     ({"dropout_prob": 1}, "'dropout_prob' (config_dict) should be at least 0 and below 1, it is 1"),
     ({"gpu_id": -1}, "gpu_id should be the number of a GPU, such as 0, or '' for the CPU; it is '-1'"),
     ({"gpu_id": "cuda:0"}, "gpu_id should be the number of a GPU, such as 0, or '' for the CPU"),
@@ -299,7 +304,5 @@ class TestDevice:
     @pytest.mark.parametrize("gpu_id", [2, "2"])
     def test_refuses_one_that_does_not_exist(self, gpu_id, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-        with pytest.raises(
-            ValueError, match=r"shows 2 GPU\(s\) under CUDA_VISIBLE_DEVICES=4,5, counted from 0"
-        ):
+        with pytest.raises(ValueError, match=r"shows 2 GPU\(s\) under CUDA_VISIBLE_DEVICES=4,5, counted from 0"):
             Config(**BUILTIN, config_dict={"gpu_id": gpu_id})

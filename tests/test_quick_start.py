@@ -161,9 +161,7 @@ def test_two_logs_of_one_second_have_two_names(run_folder, tiny):
 
 def test_unused_key_is_warned_of_in_the_log(run_folder, tiny):
     result = run_recbole_ssd("GRU4Rec", config_dict={**tiny, "n_heads": 4})
-    assert (
-        "WARNING  'n_heads' (set in config_dict) is not used: GRU4Rec" in Path(result["log_file"]).read_text()
-    )
+    assert "WARNING  'n_heads' (set in config_dict) is not used: GRU4Rec" in Path(result["log_file"]).read_text()
 
 
 def test_objective_function_gives_the_score(run_folder, tiny):

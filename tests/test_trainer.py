@@ -129,17 +129,13 @@ def test_ranks_count_the_items_that_score_higher(build, monkeypatch):
     trainer.evaluate(test, load_best_model=False)
     users, items, ranks = (torch.cat(part) for part in zip(*trainer.ranks, strict=True))
     assert len(users.unique()) == len(ranks) == 60
-    expected = [
-        1 + sum(other > row[item] for other in row[1:]) for row, item in zip(scores, items, strict=True)
-    ]
+    expected = [1 + sum(other > row[item] for other in row[1:]) for row, item in zip(scores, items, strict=True)]
     assert ranks.tolist() == [int(rank) for rank in expected]
 
 
 def test_scores_that_are_no_numbers_are_refused(build, monkeypatch):
     trainer, (_, valid, _) = build()
-    monkeypatch.setattr(
-        trainer.model, "full_sort_predict", lambda batch: torch.full((len(batch), 41), float("nan"))
-    )
+    monkeypatch.setattr(trainer.model, "full_sort_predict", lambda batch: torch.full((len(batch), 41), float("nan")))
     with pytest.raises(ValueError, match="GRU4Rec scores items with NaN: lower 'learning_rate'"):
         trainer.evaluate(valid, load_best_model=False)
 

@@ -32,14 +32,12 @@ def check_header(path, separator, encoding):
     try:
         with open(path, encoding=encoding) as file:
             header, record = file.readline().rstrip("\n"), file.readline().rstrip("\n")
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, LookupError) as error:  # LookupError: no such encoding
         raise ValueError(f"{path} cannot be decoded ({error}): set `encoding` to the file's own") from error
     if not header:
         raise ValueError(f"{path} is empty: expected a header such as user_id:token{separator}item_id:token")
     if header.startswith("\ufeff"):
-        raise ValueError(
-            f"{path} starts with a byte order mark: save it without, or set --encoding=utf-8-sig"
-        )
+        raise ValueError(f"{path} starts with a byte order mark: save it without, or set --encoding=utf-8-sig")
     fields = header.split(separator)
     for number, field in enumerate(fields, 1):
         name, _, kind = field.partition(":")

@@ -76,9 +76,7 @@ class PackedTrainDataLoader(_PlannedLoader):
         caps = config["max_batch_tokens"], config["train_batch_size"]
         segments = train_segments(dataset.inter_feat, config["supervision"])
         sampler = _negative_sampler(config, counts)
-        batches = TrainBatches(
-            dataset, segments, sampler, _field_names(config), caps, config["seed"], shuffle
-        )
+        batches = TrainBatches(dataset, segments, sampler, _field_names(config), caps, config["seed"], shuffle)
         self._start(config, dataset, batches, shuffle)
         self._log_long(segments, caps)
 
@@ -149,9 +147,7 @@ class SequentialEvalDataLoader(_PlannedLoader, FullSortEvalDataLoader):
         rows = dataset.inter_feat
         lengths = rows.lengths() if packed else np.full(len(rows), dataset.max_item_list_len)
         cap = config["max_batch_tokens"]
-        plan = plan_batches(
-            np.arange(len(rows)), lengths, np.ones_like(lengths), cap, config["eval_batch_size"]
-        )
+        plan = plan_batches(np.arange(len(rows)), lengths, np.ones_like(lengths), cap, config["eval_batch_size"])
         rule = RankingRule(config, rows, phase, counts)
         self._start(
             config,

@@ -56,8 +56,7 @@ class SequentialDataset(RecBoleSequentialDataset):
             self._download()
         if not os.path.isfile(self._inter_path()):
             raise ValueError(
-                f"{self._inter_path()} does not exist: "
-                f"{download.where_to_put(self.dataset_name, dataset_path)}"
+                f"{self._inter_path()} does not exist: {download.where_to_put(self.dataset_name, dataset_path)}"
             )
         super()._load_data(token, dataset_path)
 
@@ -99,9 +98,7 @@ class SequentialDataset(RecBoleSequentialDataset):
         super()._data_filtering()
         after = self._size()
         if after != before:
-            self.logger.info(
-                f"Filtering keeps {after[0]} of {before[0]} events, {after[1]} of {before[1]} users."
-            )
+            self.logger.info(f"Filtering keeps {after[0]} of {before[0]} events, {after[1]} of {before[1]} users.")
 
     def _size(self):
         return len(self.inter_feat), self.inter_feat[self.uid_field].nunique()
@@ -218,8 +215,7 @@ class SequentialDataset(RecBoleSequentialDataset):
         rounded = self.rounded_time[self.events.place]
         moved = moved_test_targets(self.events, rounded, test_targets, split, group_by)
         self.logger.info(
-            f"time_order: exact; {moved} of {len(test_targets)} test targets differ from RecBole's "
-            "float32 order."
+            f"time_order: exact; {moved} of {len(test_targets)} test targets differ from RecBole's float32 order."
         )
 
     # ---- what models, loaders and users ask ----------------------------------------------------------------

@@ -65,8 +65,7 @@ def fetch(name, folder, logger):
     # there to answer its question about sizes above 1 GB. TypeError: a server that does not say the size.
     except (OSError, RuntimeError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise RuntimeError(
-            f"the data set '{name}' could not be downloaded from {urls[name]} ({error}): "
-            f"{where_to_put(name, folder)}"
+            f"the data set '{name}' could not be downloaded from {urls[name]} ({error}): {where_to_put(name, folder)}"
         ) from error
     finally:
         socket.setdefaulttimeout(before)

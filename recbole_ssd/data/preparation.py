@@ -78,19 +78,14 @@ def _log(config, loaders):
     _line("Training", config, "train_batch_size", "train_neg_sample_args")
     _line("Evaluation", config, "eval_batch_size", "eval_args")
     sizes = ", ".join(
-        f"{name} {len(loader.dataset)}"
-        for name, loader in zip(("train", "valid", "test"), loaders, strict=True)
+        f"{name} {len(loader.dataset)}" for name, loader in zip(("train", "valid", "test"), loaders, strict=True)
     )
     getLogger().info(f"{_title('Split')}{sizes} rows; fingerprint {split_fingerprint(valid, test)}")
-    getLogger().info(
-        f"{_title('Epoch')}{train.n_targets} targets, {train.n_tokens} tokens, {len(train)} batches"
-    )
+    getLogger().info(f"{_title('Epoch')}{train.n_targets} targets, {train.n_tokens} tokens, {len(train)} batches")
 
 
 def _line(title, config, *keys):
-    settings = " ".join(
-        f"{set_color(key, 'cyan')} = {set_color(f'[{config[key]}]', 'yellow')}" for key in keys
-    )
+    settings = " ".join(f"{set_color(key, 'cyan')} = {set_color(f'[{config[key]}]', 'yellow')}" for key in keys)
     getLogger().info(_title(title) + settings)
 
 

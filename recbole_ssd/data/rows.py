@@ -45,9 +45,7 @@ class Rows:
         dropped (frozenset[str]): Columns that are no longer to be seen (RecBole's `unused_col`).
     """
 
-    def __init__(
-        self, events, table, max_length, length_field, list_suffix, list_widths, dropped=frozenset()
-    ):
+    def __init__(self, events, table, max_length, length_field, list_suffix, list_widths, dropped=frozenset()):
         self.events, self.table, self.max_length = events, table, max_length
         self.length_field, self.list_suffix, self.list_widths = length_field, list_suffix, list_widths
         self.dropped = dropped

@@ -71,9 +71,7 @@ class Groups:
     """
 
     def __init__(self, user):
-        _, first, inverse, counts = np.unique(
-            user, return_index=True, return_inverse=True, return_counts=True
-        )
+        _, first, inverse, counts = np.unique(user, return_index=True, return_inverse=True, return_counts=True)
         self.order = np.argsort(first[inverse], kind="stable")
         self.counts = counts[np.argsort(first)]
         self.starts = np.cumsum(self.counts) - self.counts
@@ -123,10 +121,6 @@ def split_by_time(user, time, ratios):
         raise ValueError("eval_args.split: TS leaves nothing for training; give the first ratio a share")
     groups = Groups(user)
     border = np.percentile(time, 100 * (1 - ratios[2])) if len(time) else 0
-    early = (
-        np.add.reduceat(time[groups.order] <= border, groups.starts, dtype=np.int64)
-        if len(time)
-        else groups.counts
-    )
+    early = np.add.reduceat(time[groups.order] <= border, groups.starts, dtype=np.int64) if len(time) else groups.counts
     train = (early * (ratios[0] / (1 - ratios[2]))).astype(np.int64)
     return groups.cut(train, early)

@@ -1,6 +1,6 @@
 """The position-wise feed-forward network with its residual and norm, as SSD4Rec and Mamba4Rec have it.
 
-    y = dropout( LayerNorm( W2 dropout(GELU(W1 x)) + x ) )
+y = dropout( LayerNorm( W2 dropout(GELU(W1 x)) + x ) )
 """
 
 from __future__ import annotations

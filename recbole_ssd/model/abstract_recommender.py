@@ -53,6 +53,8 @@ class PackedSequentialRecommender(SequentialRecommender):
     def stream(self, interaction: Interaction) -> Stream:
         """The one door for batches: packed ones as they are, RecBole's padded rows unpacked."""
         items = interaction[self.ITEM_SEQ]
+        if not len(items):
+            raise ValueError(f"the batch has no rows: check the users that were asked for ('{self.USER_ID}')")
         if "cu_seqlens" in interaction:
             return Stream(items, Segments(interaction["cu_seqlens"]))
         lengths = interaction[self.ITEM_SEQ_LEN]

@@ -98,7 +98,13 @@ class SSD4RecLayer(nn.Module):
     """
 
     def __init__(
-        self, mixer: Mamba2, feed_forward: FeedForward, bidirectional: str, beta: float, dropout_prob: float, eps: float
+        self,
+        mixer: Mamba2,
+        feed_forward: FeedForward,
+        bidirectional: str,
+        beta: float,
+        dropout_prob: float,
+        eps: float,
     ):
         super().__init__()
         if bidirectional not in DIRECTIONS:

@@ -98,7 +98,7 @@ class _Readout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        return _backward(_Levels(*ctx.saved_tensors, ctx.segments), dy.contiguous())
+        return *_Gradients(_Levels(*ctx.saved_tensors, ctx.segments), dy.contiguous()).all(), None
 
 
 class _Levels:
@@ -164,47 +164,59 @@ class _Levels:
         return y
 
 
-def _backward(levels: _Levels, dy: Tensor):
-    """Gradients of xBC, wdt, C_first, skip, weight, bias."""
-    for _ in range(levels.width):
-        levels.climb()
-    length, last, channels = len(dy), levels.width - 1, levels.channels
-    dxBC = dy.new_zeros(length, channels + levels.groups * levels.state)
-    dxB, dwdt = dxBC[:, :channels], torch.zeros_like(levels.wdt)
-    dC_first, dC = torch.zeros_like(levels.C_first), torch.zeros_like(levels.C)
-    dpre, dtaps = dy.new_zeros(length, channels), dy.new_zeros(dxBC.shape[1], levels.width)
-    dskip = dy.new_zeros(len(levels.segments), levels.width, *dy.shape[1:])
-    for i in range(last):
-        rows, owners = levels.segments.head(i)
-        dskip[owners, i] = dy[rows]
+class _Gradients:
+    """Comes down from the last level to the first, adding up what each one owes."""
 
-    inner = channels - levels.groups * levels.state
-    buffer = torch.empty_like(dpre)
-    for j in reversed(range(levels.width)):
-        levels.j = j
-        here = slice(len(levels.pre[j]))  # the tokens that have one j places ahead
-        dterm, dchannels = dy[j:], buffer[here]
-        if j == last:
-            dterm = running_sum(levels.padded(levels.clear_tails(dterm.clone())), levels.segments, reverse=True)
-            dskip[:, last] = dterm[levels.segments.first]
-            dterm = dterm[here]
+    def __init__(self, levels: _Levels, dy: Tensor):
+        for _ in range(levels.width):
+            levels.climb()
+        self.levels, self.dy, self.last = levels, dy, levels.width - 1
+        channels = levels.channels + levels.groups * levels.state
+        self.dxBC, self.dbias = dy.new_zeros(len(dy), channels), dy.new_zeros(channels)
+        self.dweight = dy.new_zeros(channels, levels.width)
+        self.dwdt, self.dC_first = torch.zeros_like(levels.wdt), torch.zeros_like(levels.C_first)
+        self.dskip = dy.new_zeros(len(levels.segments), levels.width, *dy.shape[1:])
+        self.dC = torch.zeros_like(levels.C)  # of the full filter's C at item 1, still at every token
+        self.dpre = dy.new_zeros(len(dy), levels.channels)  # of the sums that level j and those above share
+
+    def all(self):
+        """Gradients of xBC, wdt, C_first, skip, weight, bias."""
+        levels, inputs = self.levels, self.dxBC[:, : self.levels.channels]
+        for i in range(self.last):
+            rows, owners = levels.segments.head(i)
+            self.dskip[owners, i] = self.dy[rows]
+        for j in reversed(range(levels.width)):
+            levels.j = j
+            dchannels, pre = self._channels(self._term()), levels.pre[levels.j]
+            dpre = self.dpre[: len(pre)].add_(torch.ops.aten.silu_backward(dchannels, pre))
+            inputs[j:].addcmul_(dpre, levels.taps[j])
+            products = torch.mul(dpre, levels.xB[j:], out=dchannels)
+            self.dweight[: levels.channels, self.last - j] = products.sum(0)
+        self.dbias[: levels.channels] = self.dpre.sum(0)
+        self.dC_first[:, -1] += segment_sum(self.dC, levels.segments)
+        return self.dxBC, self.dwdt, self.dC_first, self.dskip, self.dweight, self.dbias
+
+    def _term(self) -> Tensor:
+        """Gradient of what every token adds at this level, (T - j, h, p)."""
+        levels, dterm = self.levels, self.dy[self.levels.j :]
+        if levels.j < self.last:
+            return dterm
+        later = running_sum(levels.padded(levels.clear_tails(dterm.clone())), levels.segments, reverse=True)
+        self.dskip[:, self.last] = later[levels.segments.first]
+        return later[: len(dterm)]
+
+    def _channels(self, dterm: Tensor) -> Tensor:
+        """Gradient of x and B after the SiLU, (T - j, channels); adds to those of wdt and C on the way."""
+        levels = self.levels
         x, B, CB, scale = levels.term()
-        torch.mul(dterm, scale[..., None], out=dchannels[:, :inner].unflatten(1, (levels.heads, -1)))
+        wdt, C, dwdt, dC = (t[: len(x)] for t in (levels.wdt, levels.C, self.dwdt, self.dC))
         dscale = levels.clear_tails((dterm * x).sum(-1))  # (T - j, h)
-        dwdt[here].addcmul_(dscale, levels.by_head(CB))
-        dCB = (dscale * levels.wdt[here]).unflatten(1, (levels.groups, -1)).sum(-1, keepdim=True)
-        dB = dchannels[:, inner:].unflatten(1, (levels.groups, levels.state))
-        torch.mul(dCB, levels.C[here], out=dB)
+        dwdt.addcmul_(dscale, levels.by_head(CB))
+        dCB = (dscale * wdt).unflatten(1, (levels.groups, -1)).sum(-1, keepdim=True)  # (T - j, g, 1)
+        dB = dCB * C
         for rows, owners, level in levels.early():
             dB[rows] = dCB[rows] * levels.C_first[owners, level]
-            dC_first[owners, level] += dCB[rows] * B[rows]
+            self.dC_first[owners, level] += dCB[rows] * B[rows]
             dCB[rows] = 0
-        dC[here].addcmul_(dCB, B)
-        dpre[here] += torch.ops.aten.silu_backward(dchannels, levels.pre[j])
-        dxB[j:].addcmul_(dpre[here], levels.taps[j])
-        dtaps[:channels, last - j] = torch.mul(dpre[here], levels.xB[j:], out=dchannels).sum(0)
-
-    dC_first[:, -1] += segment_sum(dC, levels.segments)
-    dbias = dtaps.new_zeros(len(dtaps))
-    dbias[:channels] = dpre.sum(0)
-    return dxBC, dwdt, dC_first, dskip, dtaps, dbias, None
+        dC.addcmul_(dCB, B)
+        return torch.cat([(dterm * scale[..., None]).flatten(1), dB.flatten(1)], dim=1)

@@ -28,7 +28,10 @@ from .chunking import Chunks, aligned_chunks
 from .packing import Segments
 
 CHUNK = 64
-LIMIT = {torch.float32: 60.0, torch.float64: 300.0}  # e^LIMIT, times a small gradient, must stay a normal number
+LIMIT = {
+    torch.float32: 60.0,
+    torch.float64: 300.0,
+}  # e^LIMIT, times a small gradient, must stay a normal number
 
 
 def ssd_torch(
@@ -163,17 +166,20 @@ class _Block:
         ]
 
     def _pair(self, head: int, rows: Tensor, state: Tensor | None) -> ssd_steep.Pair:
-        c, _, h, p = self.x.shape
-        if state is not None:
-            state = state.view(c, self.g, -1, h // self.g, p)[rows, head * self.g // h, :, head % (h // self.g)]
         return ssd_steep.Pair(
             x=self.x[rows, :, head],
             dt=self.dt[rows, :, head],
             B=self.B[self._group(head, rows)],
             C=self.C[self._group(head, rows)],
             c=self.c[rows, :, head],
-            state=state,
+            state=None if state is None else self._head_of(state, head)[rows],
         )
+
+    def _head_of(self, states: Tensor, head: int) -> Tensor:
+        """View (c, n, p) of one head's states in (m, n, w)."""
+        c, _, h, p = self.x.shape
+        group, within = divmod(head, h // self.g)
+        return states.view(c, self.g, -1, h // self.g, p)[:, group, :, within]
 
     def _group(self, head: int, rows: Tensor) -> Tensor:
         """Rows of (m, ...) of the head's group in these chunks."""
@@ -198,24 +204,34 @@ class _Block:
 
         dstate = torch.bmm(self.C.transpose(1, 2), dz).mul_(self.moved) if self.multi else None
         for head, rows, beyond in self.steep:
-            pair = self._pair(head, rows, state)
-            dsteep = torch.where(beyond, dy[rows, :, head], 0.0)
-            grads = ssd_steep.backward(pair, dsteep)
-            for total, grad in ((dx, grads.dx), (ddt, grads.ddt), (dc, grads.dc)):
-                total[rows, :, head] += grad
-            dB[self._group(head, rows)] += grads.dB
-            dC[self._group(head, rows)] += grads.dC
-            if dstate is not None:
-                c, _, h, p = self.x.shape
-                of_head = dstate.view(c, self.g, -1, h // self.g, p)[:, head * self.g // h, :, head % (h // self.g)]
-                of_head[rows] += ssd_steep.state_grad(pair, dsteep)
+            self._backward_steep(
+                head, rows, torch.where(beyond, dy[rows, :, head], 0.0), state, (dx, ddt, dc, dB, dC, dstate)
+            )
         if self.multi:
             later = self._later()
             dC[later].baddbmm_(dz[later], state[later].transpose(1, 2), alpha=self.moved)
             self._backward_states(dstate, state, dx, ddt, dc, dB)
         da = self.chunks.zero_padding(dc.flip(1).cumsum(1).flip(1))
         shape = (len(self.chunks), self.g, self.chunks.width, -1)
-        return dx, self.chunks.zero_padding(ddt), da, dB.view(shape).transpose(1, 2), dC.view(shape).transpose(1, 2)
+        return (
+            dx,
+            self.chunks.zero_padding(ddt),
+            da,
+            dB.view(shape).transpose(1, 2),
+            dC.view(shape).transpose(1, 2),
+        )
+
+    def _backward_steep(self, head: int, rows: Tensor, dy: Tensor, state: Tensor | None, totals: tuple) -> None:
+        """Adds the gradients of one head's steep tokens, dy (r, q, p), to the totals."""
+        dx, ddt, dc, dB, dC, dstate = totals
+        pair = self._pair(head, rows, state)
+        grads = ssd_steep.backward(pair, dy)
+        for total, grad in ((dx, grads.dx), (ddt, grads.ddt), (dc, grads.dc)):
+            total[rows, :, head] += grad
+        dB[self._group(head, rows)] += grads.dB
+        dC[self._group(head, rows)] += grads.dC
+        if dstate is not None:
+            self._head_of(dstate, head)[rows] += ssd_steep.state_grad(pair, dy)
 
     def _backward_states(self, dstate: Tensor, state: Tensor, dx: Tensor, ddt: Tensor, dc: Tensor, dB: Tensor) -> None:
         """Runs the scan over chunks backwards and adds its part to the gradients."""

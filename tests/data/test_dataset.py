@@ -139,9 +139,7 @@ def test_a_pickled_dataset_is_the_same(make_config, rich):
 def test_build_can_be_called_twice(make_config, toy):
     dataset = SequentialDataset(make_config(unused_col={"inter": ["timestamp"]}))
     first, second = dataset.build(), dataset.build()
-    assert all(
-        np.array_equal(a.inter_feat.table, b.inter_feat.table) for a, b in zip(first, second, strict=True)
-    )
+    assert all(np.array_equal(a.inter_feat.table, b.inter_feat.table) for a, b in zip(first, second, strict=True))
 
 
 PREPARE = """

@@ -36,10 +36,7 @@ def test_packed_batches_hold_each_rows_last_items(make_config, toy, length):
         assert interaction["max_seqlen"].shape == (int(interaction["cu_seqlens"].diff().max()), 0)
         for k, (start, end) in enumerate(pairwise(borders)):
             padded = test.dataset[[row]]
-            assert (
-                interaction["item_id_list"][start:end].tolist()
-                == padded["item_id_list"][0, : end - start].tolist()
-            )
+            assert interaction["item_id_list"][start:end].tolist() == padded["item_id_list"][0, : end - start].tolist()
             assert end - start == padded["item_length"].item()
             assert positive_i[k] == interaction["item_id"][k] == padded["item_id"].item()
             assert interaction["user_id"][k] == padded["user_id"].item()
@@ -101,10 +98,7 @@ def test_batches_keep_both_caps_but_for_one_long_history(make_config, toy, packe
 @pytest.mark.parametrize("packed, length", [(True, None), (True, 2), (False, 2)])
 def test_excluded_history_is_all_of_the_past_but_the_target(make_config, write_toy, packed, length):
     # u0 meets its test target b before; the window of 2 does not reach a
-    write_toy(
-        [("u0", item, k) for k, item in enumerate("abcdb")]
-        + [("u1", item, k) for k, item in enumerate("efgh")]
-    )
+    write_toy([("u0", item, k) for k, item in enumerate("abcdb")] + [("u1", item, k) for k, item in enumerate("efgh")])
     config = make_config(packed=packed, MAX_ITEM_LIST_LENGTH=length, exclude_history=True)
     test = prepare(config)[2]
     interaction, history, positive_u, positive_i = next(iter(test))
@@ -146,9 +140,7 @@ def test_candidates_are_drawn_once_per_phase_from_their_seed(make_config, toy):
     masks = [batch[1] for batch in test]
     assert all(torch.equal(one, two) for one, two in zip(masks, [batch[1] for batch in test], strict=True))
     assert all(torch.equal(one, two) for one, two in zip(masks, [batch[1] for batch in again], strict=True))
-    assert not all(
-        torch.equal(one, two) for one, two in zip(masks, [batch[1] for batch in other], strict=True)
-    )
+    assert not all(torch.equal(one, two) for one, two in zip(masks, [batch[1] for batch in other], strict=True))
     same_rows = [RankingRule(test.config, test.dataset.inter_feat, phase, counts(test)) for phase in PHASES]
     assert not np.array_equal(same_rows[0].candidates, same_rows[1].candidates)
 

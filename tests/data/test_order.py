@@ -49,9 +49,7 @@ def test_the_two_orders_differ_on_times_100_s_apart(make_config, write_toy):
     assert set(tokens(recbole, recbole.build()[2]).values()) == {"early"}
 
 
-@pytest.mark.parametrize(
-    "split", [{"LS": "valid_and_test"}, {"RS": [0.6, 0.2, 0.2]}, {"TS": [0.6, 0.2, 0.2]}], ids=str
-)
+@pytest.mark.parametrize("split", [{"LS": "valid_and_test"}, {"RS": [0.6, 0.2, 0.2]}, {"TS": [0.6, 0.2, 0.2]}], ids=str)
 def test_the_log_counts_test_targets_that_differ_from_recbole(make_config, write_toy, caplog, split):
     write_toy(random_events(seed=7, users=40, step=20))
     config = make_config(eval_args={"split": split, "order": "TO", "group_by": "user"})

@@ -73,6 +73,7 @@ FILES = {
         {"eval_args": {"mode": "uni100"}},
         "uni100 asks for 100 .* there are 3",
     ),
+    "no such encoding": (GOOD, HEADER, {"encoding": "utf-99"}, "cannot be decoded .unknown encoding: utf-99"),
     "a column twice": (["u\ta\t1\t1"], HEADER + "\ttimestamp:float", {}, "line 1: a column stands twice in"),
     "byte order mark": (GOOD, "\ufeff" + HEADER, {}, "byte order mark: .*--encoding=utf-8-sig"),
     "an open quotation": (
@@ -120,9 +121,7 @@ def test_a_token_never_seen_is_named(make_config, toy):
     dataset = create_dataset(make_config())
     assert dataset.token2id("item_id", ["i1", "i2"]).shape == (2,)
     for tokens in ("never", ["i1", "never"]):
-        with pytest.raises(
-            ValueError, match="item_id 'never' is not in .*toy.inter, or filtering removed it"
-        ):
+        with pytest.raises(ValueError, match="item_id 'never' is not in .*toy.inter, or filtering removed it"):
             dataset.token2id("item_id", tokens)
 
 
@@ -175,9 +174,7 @@ def test_a_download_is_unpacked_into_its_place(make_config, tmp_path, monkeypatc
     def fetch(url, folder):
         archive = f"{folder}/Amazon_Beauty.zip"
         with zipfile.ZipFile(archive, "w") as file:
-            file.writestr(
-                "Amazon_Beauty.inter", "\n".join([HEADER, *["\t".join(map(str, row)) for row in GOOD]])
-            )
+            file.writestr("Amazon_Beauty.inter", "\n".join([HEADER, *["\t".join(map(str, row)) for row in GOOD]]))
         return archive
 
     monkeypatch.setattr(download, "decide_download", lambda url: True)

@@ -24,9 +24,7 @@ SPLITS = [
 @pytest.mark.parametrize("seed", [0, 1])
 def test_split_is_recboles(make_config, write_toy, split, group_by, seed):
     write_toy(random_events(seed))
-    config = make_config(
-        time_order="recbole", eval_args={"split": split, "order": "TO", "group_by": group_by}
-    )
+    config = make_config(time_order="recbole", eval_args={"split": split, "order": "TO", "group_by": group_by})
     for mine, other in zip(build(config), build(config, ours=False), strict=True):
         for name in ("user_id", "item_id", "timestamp", "item_length"):
             assert mine.inter_feat[name].tolist() == other.inter_feat[name].tolist()

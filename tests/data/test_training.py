@@ -24,9 +24,7 @@ def prepare(config):
 def histories(loader):
     """Each user's items in time order, from the log itself."""
     events = loader.dataset.events
-    return {
-        user: events.items[events.starts[user] : events.stops[user]].tolist() for user in set(events.users)
-    }
+    return {user: events.items[events.starts[user] : events.stops[user]].tolist() for user in set(events.users)}
 
 
 def segments(batch):
@@ -48,9 +46,7 @@ def distinct(write_toy):
 @pytest.mark.parametrize("length", [None, 7, 1])
 @pytest.mark.parametrize("supervision", SUPERVISIONS)
 def test_every_training_target_once_and_no_other(make_config, distinct, supervision, length):
-    config = make_config(
-        packed=True, supervision=supervision, MAX_ITEM_LIST_LENGTH=length, train_batch_size=16
-    )
+    config = make_config(packed=True, supervision=supervision, MAX_ITEM_LIST_LENGTH=length, train_batch_size=16)
     train, valid, test = prepare(config)
     expected = Counter(train.dataset.inter_feat.target_items().tolist())
     held_out = set(valid.dataset.inter_feat.target_items()) | set(test.dataset.inter_feat.target_items())
@@ -65,9 +61,7 @@ def test_every_training_target_once_and_no_other(make_config, distinct, supervis
 @pytest.mark.parametrize("length", [None, 7])
 @pytest.mark.parametrize("supervision", SUPERVISIONS)
 def test_inputs_are_what_the_user_did_just_before(make_config, distinct, supervision, length):
-    config = make_config(
-        packed=True, supervision=supervision, MAX_ITEM_LIST_LENGTH=length, train_batch_size=16
-    )
+    config = make_config(packed=True, supervision=supervision, MAX_ITEM_LIST_LENGTH=length, train_batch_size=16)
     train = prepare(config)[0]
     past = histories(train)
     tokens = 0
@@ -89,9 +83,7 @@ def test_inputs_are_what_the_user_did_just_before(make_config, distinct, supervi
 @pytest.mark.parametrize("supervision", SUPERVISIONS)
 @pytest.mark.parametrize("tokens, targets", [(40, 1000), (1000, 12), (25, 10)])
 def test_batches_keep_both_caps_but_for_one_long_history(make_config, distinct, supervision, tokens, targets):
-    config = make_config(
-        packed=True, supervision=supervision, max_batch_tokens=tokens, train_batch_size=targets
-    )
+    config = make_config(packed=True, supervision=supervision, max_batch_tokens=tokens, train_batch_size=targets)
     train = prepare(config)[0]
     batches = list(train)
     assert len(batches) == len(train) > 1
@@ -132,9 +124,7 @@ def test_plan_depends_on_seed_and_epoch_alone(make_config, toy, supervision):
         assert_same_interaction(one, other)
     users = [batch["user_id"].tolist() for batch in epoch(first, 5)]
     assert users != [batch["user_id"].tolist() for batch in epoch(first, 6)]
-    assert users != [
-        batch["user_id"].tolist() for batch in epoch(prepare(make_config(seed=3, **settings))[0], 5)
-    ]
+    assert users != [batch["user_id"].tolist() for batch in epoch(prepare(make_config(seed=3, **settings))[0], 5)]
 
 
 def test_shuffle_false_keeps_one_order(make_config, toy):

@@ -120,11 +120,11 @@ def test_save_and_load_give_identical_scores(model, build, tmp_path):
 
 
 @pytest.mark.parametrize("loss_type", ["CE", "BPR", "BCE"])
-@pytest.mark.parametrize("supervision", ["all_positions", "prefixes"])
-@pytest.mark.parametrize(("name", "settings"), MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    ("name", "settings", "supervision"),
+    [(*entry, "all_positions") for entry in CAUSAL.values()] + [(*entry, "prefixes") for entry in MODELS.values()],
+)
 def test_gradients_reach_every_parameter(build, name, settings, supervision, loss_type):
-    if settings.get("bidirectional") == "flip" and supervision == "all_positions":
-        return  # Config refuses the pair, tests/test_config.py
     negatives = {} if loss_type == "CE" else {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}}
     model = build(name, **{**settings, **negatives, "loss_type": loss_type, "supervision": supervision}).train()
     histories = random_histories()

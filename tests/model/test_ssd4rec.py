@@ -37,7 +37,8 @@ def test_one_pass_has_the_loss_and_gradient_of_all_prefixes(build):
     histories = random_histories()
     targets = torch.randint(1, N_ITEMS, (sum(map(len, histories)),))
     losses = [
-        model.train().calculate_loss(packed(h, targets)) for model, h in ((readout, histories), (flip, prefixes(histories)))
+        model.train().calculate_loss(packed(h, targets))
+        for model, h in ((readout, histories), (flip, prefixes(histories)))
     ]
     torch.testing.assert_close(*losses, rtol=1e-13, atol=0)
     for loss in losses:

@@ -9,7 +9,11 @@ from .streams import LENGTHS, ORDERS, borders, error, run
 
 def inputs_of(length, width, channels=5):
     f64 = {"dtype": torch.float64}
-    return [torch.randn(1, length, channels, **f64), torch.randn(channels, width, **f64), torch.randn(channels, **f64)]
+    return [
+        torch.randn(1, length, channels, **f64),
+        torch.randn(channels, width, **f64),
+        torch.randn(channels, **f64),
+    ]
 
 
 def torch_conv(cu, reverse):

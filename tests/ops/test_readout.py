@@ -8,10 +8,11 @@ from recbole_ssd.ops.ssd import ssd
 from .streams import borders, error, run
 
 LENGTHS = (1, 2, 3, 4, 5, 9, 1, 17, 70)
+TOTAL = sum(LENGTHS)
 HEADS, HEADDIM, STATE = 4, 3, 5
 
 
-def inputs_of(width, groups, length=sum(LENGTHS)):
+def inputs_of(width, groups, length=TOTAL):
     f64 = {"dtype": torch.float64}
     channels = HEADS * HEADDIM + 2 * groups * STATE
     return [
@@ -36,7 +37,13 @@ def flipped_scan_of_every_prefix(groups):
         xBC, dt = xBC.flip(0)[None], dt.flip(0)[None]
         inner = HEADS * HEADDIM
         x, B, C = causal_conv1d(xBC, weight, bias).split([inner, groups * STATE, groups * STATE], dim=-1)
-        parts = x.unflatten(-1, (HEADS, -1)), dt, A, B.unflatten(-1, (groups, -1)), C.unflatten(-1, (groups, -1))
+        parts = (
+            x.unflatten(-1, (HEADS, -1)),
+            dt,
+            A,
+            B.unflatten(-1, (groups, -1)),
+            C.unflatten(-1, (groups, -1)),
+        )
         return ssd(*parts, D, backend="reference")[0, -1]
 
     def every(xBC, dt, *shared):
@@ -51,7 +58,7 @@ def flipped_scan_of_every_prefix(groups):
 @pytest.mark.parametrize("width", [1, 2, 4, 7])
 def test_readout_is_the_flipped_scan_of_every_prefix(width, groups):
     inputs = inputs_of(width, groups)
-    dy = torch.randn(sum(LENGTHS), HEADS, HEADDIM, dtype=torch.float64)
+    dy = torch.randn(TOTAL, HEADS, HEADDIM, dtype=torch.float64)
     truth = run(flipped_scan_of_every_prefix(groups), inputs, dy)
     for got, want in zip(run(readout(groups), inputs, dy), truth):
         assert error(got, want) < 1e-12

@@ -49,7 +49,9 @@ def test_torch_is_as_accurate_as_recurrence_in_float32(shape):
         dy = torch.randn_like(inputs[0])
         truth = run(backend("reference", cu), inputs, dy)
         for name, errors in (("torch", chunked), ("reference", recurrence)):
-            errors.append([error(got, want) for got, want in zip(run(backend(name, cu), inputs, dy, torch.float32), truth)])
+            errors.append(
+                [error(got, want) for got, want in zip(run(backend(name, cu), inputs, dy, torch.float32), truth)]
+            )
     y, dx, ddt, dA, dB, dC, dD = torch.tensor(chunked).median(0).values.tolist()
     limits = [2 * e for e in torch.tensor(recurrence).median(0).values.tolist()]
     assert y <= limits[0]
