@@ -2,10 +2,11 @@
 
     python benchmarks/training.py [--rounds=5] [--batches=4]
 
-Each round times one whole epoch of ours, then some batches of each baseline, then torch.mm, so that what else happens
-on the machine hits all of them; a ratio is the median of the rounds' ratios. The loader's time is included everywhere,
-and the baselines read through our loaders, which are faster than RecBole's own. Memory and data preparation are
-measured in processes of their own. Writes benchmarks/results/training.json.
+Every model lives in a process of its own, so that none disturbs another's memory, and waits for its turn. A round times
+one whole epoch of ours, then some batches of each baseline (their median, times the number of batches), then torch.mm;
+what else happens on the machine hits all of them, and a ratio is the median of the rounds' ratios. The loader's time is
+included everywhere; the baselines read through our loaders, which are faster than RecBole's own. Data preparation is
+timed in processes of its own as well. Writes benchmarks/results/training.json.
 """
 
 from __future__ import annotations
@@ -52,44 +53,64 @@ def check_parity() -> float:
     return error
 
 
-def time_rounds(rounds: int, batches: int) -> tuple[dict, list]:
-    """Seconds of an epoch, by name and round, and what torch.mm reached in each round."""
-    steps = {name: Steps(model, **settings) for name, (model, settings) in MODELS.items()}
-    for run in steps.values():
-        run.step()  # a warm-up, not counted
-    seconds, gflops = {name: [] for name in steps}, []
+class Worker:
+    """A process that trains one model when it is told to."""
+
+    def __init__(self, name: str):
+        command = [sys.executable, __file__, "--worker", name]
+        self.name = name
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, question: str) -> dict:
+        self.process.stdin.write(question + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def stop(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def work(name: str) -> None:
+    """The worker's side: answers `epoch`, `batches N` and `report`, one line of JSON each."""
+    keep_freed_memory()
+    before = peak_rss_mb()
+    model, settings = MODELS[name]
+    steps = Steps(model, **settings)
+    with FlopCounterMode(display=False) as counter:
+        steps.step()  # the warm-up, not timed
+    flop = counter.get_total_flops() * steps.n_batches
+    for line in sys.stdin:
+        question = line.split()
+        if question[0] == "report":
+            memory = {"imports_mb": before, "peak_mb": peak_rss_mb()}
+            answer = {**memory, "tokens": steps.data.n_tokens, "batches": steps.n_batches, "tflop": flop / 1e12}
+        else:
+            answer = {"seconds": steps.epoch_s(int(question[1]) if question[0] == "batches" else None)}
+        print(json.dumps(answer), flush=True)
+
+
+def time_rounds(rounds: int, batches: int) -> tuple[dict, list, dict]:
+    """Seconds of an epoch by name and round, what torch.mm reached in each round, and the workers' reports."""
+    workers = [Worker(name) for name in MODELS]
+    seconds, gflops = {name: [] for name in MODELS}, []
     for number in range(rounds):
-        for name, run in steps.items():
-            seconds[name].append(run.epoch_s(batches if name in BASELINES else None))
+        for worker in workers:
+            question = f"batches {batches}" if worker.name in BASELINES else "epoch"
+            seconds[worker.name].append(worker.ask(question)["seconds"])
         gflops.append(matmul_gflops())
         shown = "   ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items())
         print(f"round {number}: {shown}   torch.mm {gflops[-1]:.0f} GFLOP/s", flush=True)
-    return seconds, gflops
-
-
-def arithmetic(name: str) -> dict:
-    """Tokens of an epoch of ours, and its floating point operations in matrix products."""
-    steps = Steps(MODELS[name][0], **MODELS[name][1])
-    with FlopCounterMode(display=False) as counter:
-        steps.step()
-    return {"tokens": steps.data.n_tokens, "tflop": counter.get_total_flops() * steps.n_batches / 1e12}
+    reports = {worker.name: worker.ask("report") for worker in workers}
+    for worker in workers:
+        worker.stop()
+    return seconds, gflops, reports
 
 
 def in_its_own_process(*arguments: str) -> dict:
     """What this script prints when it is called with these arguments."""
     child = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=True)
     return json.loads(child.stdout.splitlines()[-1])
-
-
-def memory(name: str, batches: int) -> dict:
-    """Peak memory of some steps, in this process, and that of the process before the model was made."""
-    keep_freed_memory()
-    model, settings = MODELS[name]
-    before = peak_rss_mb()
-    steps = Steps(model, **settings)
-    for _ in range(min(batches, steps.n_batches)):
-        steps.step()
-    return {"peak_mb": peak_rss_mb(), "imports_mb": before}
 
 
 def preparation(whose: str, length: int) -> dict:
@@ -104,7 +125,7 @@ def preparation(whose: str, length: int) -> dict:
     return {"seconds": time.perf_counter() - started, "growth_mb": peak_rss_mb() - before}
 
 
-def ratios(seconds: dict, gflops: list, work: dict) -> dict:
+def ratios(seconds: dict, gflops: list, reports: dict) -> dict:
     """By name of ours: how many times faster than each baseline, and over the floor, medians of the rounds."""
     table = {}
     for name in (name for name in seconds if name not in BASELINES):
@@ -112,47 +133,49 @@ def ratios(seconds: dict, gflops: list, work: dict) -> dict:
             f"times faster than {base}": statistics.median(b / o for o, b in zip(seconds[name], seconds[base]))
             for base in BASELINES
         }
-        floors = [work[name]["tflop"] * 1e3 / rate for rate in gflops]
+        floors = [reports[name]["tflop"] * 1e3 / rate for rate in gflops]
         table[name]["times the arithmetic floor"] = statistics.median(o / f for o, f in zip(seconds[name], floors))
     return table
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="rounds, each with an epoch of ours")
     parser.add_argument("--batches", type=int, default=4, help="batches of a baseline in a round")
-    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=MODELS, help=argparse.SUPPRESS)
     parser.add_argument("--preparation", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.memory:
-        print(json.dumps(memory(options.memory, options.batches)))
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    if options.worker:
+        work(options.worker)
         return
     if options.preparation:
         print(json.dumps(preparation(options.preparation[0], int(options.preparation[1]))))
         return
 
-    keep_freed_memory()
     error = check_parity()
-    seconds, gflops = time_rounds(options.rounds, options.batches)
-    work = {name: arithmetic(name) for name in seconds if name not in BASELINES}
+    seconds, gflops, reports = time_rounds(options.rounds, options.batches)
     epoch_s = {name: statistics.median(values) for name, values in seconds.items()}
     figures = {
         "what": "one training epoch on ml-100k, loader included",
         "parity_error": error,
         "epoch_s": epoch_s,
-        "ratios": ratios(seconds, gflops, work),
-        "tokens_per_s": {name: work[name]["tokens"] / epoch_s[name] for name in work},
-        "work": work,
+        "ratios": ratios(seconds, gflops, reports),
+        "tokens_per_s": {name: reports[name]["tokens"] / epoch_s[name] for name in seconds if name not in BASELINES},
+        "reports": reports,
         "matmul_gflops": gflops,
         "rounds": seconds,
-        "memory": {name: in_its_own_process("--memory", name, "--batches=6") for name in MODELS},
         "preparation": {
             f"{whose} L={length}": in_its_own_process("--preparation", whose, str(length))
             for length in (50, 600)
             for whose in ("ours", "RecBole")
         },
     }
-    print(json.dumps({key: figures[key] for key in ("epoch_s", "ratios", "memory", "preparation")}, indent=1))
+    shown = ("epoch_s", "ratios", "tokens_per_s", "reports", "preparation")
+    print(json.dumps({key: figures[key] for key in shown}, indent=1))
     print(f"written to {save('training', figures)}")
 
 

@@ -62,7 +62,7 @@ class _CausalConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, segments, reverse, silu):
         ctx.segments, ctx.reverse, ctx.silu = segments, reverse, silu
-        y = _shifted_sum(x, weight, segments, reverse).add_(bias)
+        y = _shifted_sum(x, weight, bias, segments, reverse)
         ctx.save_for_backward(x, weight, y)
         return F.silu(y) if silu else y.clone()
 
@@ -71,14 +71,14 @@ class _CausalConv(torch.autograd.Function):
     def backward(ctx, dy):
         x, weight, y = ctx.saved_tensors
         dy = torch.ops.aten.silu_backward(dy.contiguous(), y) if ctx.silu else dy.contiguous()
-        dx = _shifted_sum(dy, weight, ctx.segments, not ctx.reverse)
+        dx = _shifted_sum(dy, weight, None, ctx.segments, not ctx.reverse)
         return dx, _weight_grad(dy, x, weight.shape[1], ctx), dy.sum(0), None, None, None
 
 
-def _shifted_sum(x: Tensor, weight: Tensor, segments: Segments, reverse: bool) -> Tensor:
-    """sum_k weight[:, K-1-k] * x[t-k], or x[t+k] with `reverse`, inside segments. (T, c)."""
+def _shifted_sum(x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, reverse: bool) -> Tensor:
+    """bias + sum_k weight[:, K-1-k] * x[t-k], or x[t+k] with `reverse`, inside segments. (T, c)."""
     taps = weight.flip(1).t().contiguous()  # (K, c), taps[k] meets the token k steps away
-    y = x * taps[0]
+    y = x * taps[0] if bias is None else torch.addcmul(bias, x, taps[0])
     for k in range(1, min(len(taps), len(x))):
         near, far = (slice(None, -k), slice(k, None)) if reverse else (slice(k, None), slice(None, -k))
         y[near].addcmul_(x[far], taps[k])
@@ -86,7 +86,7 @@ def _shifted_sum(x: Tensor, weight: Tensor, segments: Segments, reverse: bool) -
     for j in range(len(taps) - 1):  # tokens with only j others before them
         rows = border(j)[0]
         if len(rows):
-            y[rows] = sum(x[rows + step * k] * taps[k] for k in range(j + 1))
+            y[rows] = sum((x[rows + step * k] * taps[k] for k in range(j + 1)), 0 if bias is None else bias)
     return y
 
 

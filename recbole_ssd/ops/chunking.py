@@ -1,8 +1,7 @@
 """Aligned chunks: a packed stream laid out as small equal blocks, none of which spans two segments.
 
-A short segment becomes one chunk, as wide as its length rounded up to `CLASS_WIDTH`; a long one becomes several
-chunks of one width. Because no chunk holds tokens of two users, one user's numbers cannot touch another's, not even
-in rounding, and a short segment wastes less than `CLASS_WIDTH` tokens on padding.
+A short segment becomes one chunk, as wide as the next power of two; a long one becomes several chunks of one width.
+Because no chunk holds tokens of two users, one user's numbers cannot touch another's, not even in rounding.
 
 Shape letters:    c chunks    q tokens of a chunk    T tokens of the stream    S segments
 """
@@ -18,7 +17,7 @@ from torch import Tensor
 from .packing import Segments
 
 SHORT = 64  # a segment of at most this many tokens is one chunk and needs no state between chunks
-CLASS_WIDTH = 16  # short segments share a layout when their lengths agree up to this many tokens
+NARROWEST = 8  # short segments share a layout by powers of two, from this width on
 
 
 @dataclass
@@ -76,11 +75,12 @@ def aligned_chunks(segments: Segments, size: int, short: int = SHORT) -> list[Ch
         short: a segment of at most this many tokens is one chunk; 0 gives a single `Chunks` for all.
 
     >>> [(c.width, c.alive) for c in aligned_chunks(Segments(torch.tensor([0, 3, 103, 110])), 32)]
-    [(16, [2]), (32, [1, 1, 1, 1])]
+    [(8, [2]), (32, [1, 1, 1, 1])]
     """
     if (size, short) not in segments.layouts:
         lengths = segments.borders.diff()
-        width = torch.where(lengths <= short, -(-lengths // CLASS_WIDTH) * CLASS_WIDTH, 0)
+        power = 2 ** torch.log2(lengths.clamp(min=NARROWEST).double()).ceil().long()
+        width = torch.where(lengths <= short, power, 0)
         segments.layouts[size, short] = [
             _chunks(segments, (width == w).nonzero()[:, 0], w or size)
             for w in sorted(width.unique().tolist(), key=lambda w: w or short + 1)

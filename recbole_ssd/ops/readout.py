@@ -124,14 +124,18 @@ class _Levels:
     def term(self):
         """x (T - j, h, p), B (T - j, g, n), C.B (T - j, g) and the weight of x, (T - j, h), at this level."""
         channels = torch.ops.aten.silu.out(self.pre[self.j], out=self.buffer[: len(self.pre[self.j])])
-        inner = self.channels - self.groups * self.state
-        x = channels[:, :inner].unflatten(1, (self.heads, -1))
-        B = channels[:, inner:].unflatten(1, (self.groups, self.state))
+        x, B = self.parts(channels)
         CB = (B * self.C[: len(B)]).sum(-1)
-        for rows, owners, level in self.early():
-            CB[rows] = (B[rows] * self.C_first[owners, level]).sum(-1)
+        rows, owners, level = _early(self.segments, self.j, self.width)
+        CB[rows] = (B[rows] * self.C_first[owners, level]).sum(-1)
         scale = self.clear_tails(self.wdt[: len(B)] * self.by_head(CB))
         return x, B, CB, scale
+
+    def parts(self, channels: Tensor) -> tuple[Tensor, Tensor]:
+        """Views x (T - j, h, p) and B (T - j, g, n) of (T - j, channels)."""
+        inner = self.channels - self.groups * self.state
+        x, B = channels[:, :inner], channels[:, inner:]
+        return x.unflatten(1, (self.heads, -1)), B.unflatten(1, (self.groups, self.state))
 
     def by_head(self, CB: Tensor) -> Tensor:
         """(..., g) -> (..., h)."""
@@ -141,19 +145,9 @@ class _Levels:
         """(T - j, ...) -> (T, ...), zeros at the end."""
         return torch.cat([rows, rows.new_zeros(len(self.xB) - len(rows), *rows.shape[1:])])
 
-    def early(self):
-        """(rows, their segments, level of C) of the items whose prefix ends before the filter is full."""
-        for i in range(self.width - 1 - self.j):
-            rows, owners = self.segments.head(i)
-            inside = rows < len(self.pre[self.j])
-            yield rows[inside], owners[inside], i + self.j
-
     def clear_tails(self, rows: Tensor) -> Tensor:
         """(T - j, ...) with zeros where the item j places ahead is a neighbour's. In place."""
-        for i in range(self.j):
-            tail = self.segments.tail(i)[0]
-            rows[tail[tail < len(rows)]] = 0
-        return rows
+        return rows.index_fill_(0, _tails(self.segments, self.j, len(rows)), 0) if self.j else rows
 
     def expand(self, first: Tensor) -> Tensor:
         """(S, K, h, p) at item 1 by level -> (T, h, p) by the number of items in each token's prefix."""
@@ -162,6 +156,27 @@ class _Levels:
             rows, owners = self.segments.head(i)
             y[rows] = first[owners, i]
         return y
+
+
+def _tails(segments: Segments, j: int, rows: int) -> Tensor:
+    """The tokens, among the first `rows`, whose segment has no item j places ahead."""
+    key = "tails", j
+    if key not in segments.layouts:
+        tails = torch.cat([segments.tail(i)[0] for i in range(j)])
+        segments.layouts[key] = tails[tails < rows]
+    return segments.layouts[key]
+
+
+def _early(segments: Segments, j: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(tokens, their segments, level of C) where the prefix that ends j items later does not fill the filter."""
+    key = "early", j, width
+    if key not in segments.layouts:
+        heads = [segments.head(i) for i in range(width - 1 - j)] or [(segments.first[:0], segments.first[:0])]
+        rows, owners = (torch.cat(parts) for parts in zip(*heads))
+        inside = rows < segments.total - j
+        level = rows - segments.first[owners] + j
+        segments.layouts[key] = rows[inside], owners[inside], level[inside]
+    return segments.layouts[key]
 
 
 class _Gradients:
@@ -213,10 +228,13 @@ class _Gradients:
         dscale = levels.clear_tails((dterm * x).sum(-1))  # (T - j, h)
         dwdt.addcmul_(dscale, levels.by_head(CB))
         dCB = (dscale * wdt).unflatten(1, (levels.groups, -1)).sum(-1, keepdim=True)  # (T - j, g, 1)
-        dB = dCB * C
-        for rows, owners, level in levels.early():
-            dB[rows] = dCB[rows] * levels.C_first[owners, level]
-            self.dC_first[owners, level] += dCB[rows] * B[rows]
-            dCB[rows] = 0
+        dchannels = self.dy.new_empty(len(x), levels.channels)
+        dx, dB = levels.parts(dchannels)
+        torch.mul(dterm, scale[..., None], out=dx)
+        torch.mul(dCB, C, out=dB)
+        rows, owners, level = _early(levels.segments, levels.j, levels.width)
+        dB[rows] = dCB[rows] * levels.C_first[owners, level]
+        self.dC_first[owners, level] += dCB[rows] * B[rows]
+        dCB[rows] = 0
         dC.addcmul_(dCB, B)
-        return torch.cat([(dterm * scale[..., None]).flatten(1), dB.flatten(1)], dim=1)
+        return dchannels
