@@ -1,0 +1,27 @@
+"""What the README says is what the files say."""
+
+import importlib.util
+
+from recbole_ssd.model_lookup import builtin_models
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_speed_table_is_made_from_its_data():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.speed_table() in README
+    assert tables.preparation_sentence() in README
+
+
+def test_every_builtin_that_runs_is_named():
+    missing = [name for name in builtin_models() if name not in README]
+    assert not missing
+
+
+def test_every_file_it_links_to_exists():
+    targets = [part.split(")")[0] for part in README.split("](")[1:]]
+    files = [target for target in targets if not target.startswith("http")]
+    assert files and all((ROOT / file).exists() for file in files)
