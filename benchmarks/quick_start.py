@@ -2,7 +2,8 @@
 
     python benchmarks/quick_start.py [--seeds=3]
 
-Each seed runs as `python run_recbole_ssd.py --seed=...` in a process of its own. Writes benchmarks/results/quick_start.json.
+Each seed runs as `python run_recbole_ssd.py --seed=...` in a process of its own. Writes
+benchmarks/results/quick_start.json.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def main() -> None:
                 "sd": statistics.stdev(values) if len(values) > 1 else None,
             }
     runs = [{key: result[key] for key in KEPT} for result in results]
-    path = save("quick_start", {"summary": summary, "config": results[0]["config"], "runs": runs})
+    config = {key: value for key, value in results[0]["config"].items() if key not in ("seed", "result_file")}
+    path = save("quick_start", {"summary": summary, "config": config, "runs": runs})
     print(json.dumps(summary, indent=1), f"written to {path}", sep="\n")
 
 

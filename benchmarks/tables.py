@@ -8,6 +8,17 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 
 
+def quick_start_sentence() -> str:
+    """What the first command reaches, as benchmarks/quick_start.py measured it."""
+    record = json.loads((RESULTS / "quick_start.json").read_text(encoding="utf-8"))
+    valid, test = (record["summary"][f"{split} ndcg@10"] for split in ("best_valid_result", "test_result"))
+    return (
+        f"Over {len(record['runs'])} seeds the best validation NDCG@10 was {valid['mean']:.4f} ± {valid['sd']:.4f} and "
+        f"the test NDCG@10 {test['mean']:.4f} ± {test['sd']:.4f} (943 users, protocol A; `{record['command']}`, commit "
+        f"{record['commit']}, data in [benchmarks/results/quick_start.json](benchmarks/results/quick_start.json))."
+    )
+
+
 def speed_table() -> str:
     """One epoch on ml-100k, as benchmarks/training.py measured it."""
     record = json.loads((RESULTS / "training.json").read_text(encoding="utf-8"))
@@ -33,7 +44,8 @@ def preparation_sentence() -> str:
     figures = json.loads((RESULTS / "training.json").read_text(encoding="utf-8"))["preparation"]
     ours, theirs = figures["ours L=600"], figures["RecBole L=600"]
     return (
-        f"Preparing ml-100k with `MAX_ITEM_LIST_LENGTH=600` took {ours['seconds']:.1f} s and {ours['growth_mb']:,.0f} MB here, "
+        f"Preparing ml-100k with `MAX_ITEM_LIST_LENGTH=600` took {ours['seconds']:.1f} s and "
+        f"{ours['growth_mb']:,.0f} MB here, "
         f"{theirs['seconds']:.1f} s and {theirs['growth_mb']:,.0f} MB in RecBole (same run)."
     )
 
@@ -42,12 +54,13 @@ def _source(record: dict, rounds: int) -> str:
     """The sentence under a table: what made it, where, and with what."""
     machine, versions = record["machine"], record["versions"]
     return (
-        f"Medians of {rounds} rounds in one run, loader included; whole histories, hidden 64, 2 layers; the baselines at "
-        f"RecBole's defaults with CE, their epoch extrapolated from batches. {machine['cpu']}, {record['threads']} threads; "
-        f"torch {versions['torch']}, recbole {versions['recbole']}; commit {record['commit']}, seed {record['seed']}; "
+        f"Medians of {rounds} rounds in one run, loader included; whole histories, hidden 64, 2 layers; the baselines "
+        "at RecBole's defaults with CE, their epoch extrapolated from batches. "
+        f"{machine['cpu']}, {record['threads']} threads; torch {versions['torch']}, recbole {versions['recbole']}; "
+        f"commit {record['commit']}, seed {record['seed']}; "
         f"`{record['command']}`, data in [benchmarks/results/training.json](benchmarks/results/training.json)."
     )
 
 
 if __name__ == "__main__":
-    print(speed_table(), preparation_sentence(), sep="\n\n")
+    print(quick_start_sentence(), speed_table(), preparation_sentence(), sep="\n\n")

@@ -23,7 +23,6 @@ from common import Steps, matmul_gflops, save
 from torch.utils.flop_counter import FlopCounterMode
 
 from recbole_ssd.environment import peak_rss_mb
-from recbole_ssd.memory import keep_freed_memory
 from recbole_ssd.ops.ssd import ssd
 
 OURS = {"hidden_size": 64, "num_layers": 2, "expand": 2, "d_state": 64, "headdim": 32, "inner_size": 256}
@@ -73,7 +72,6 @@ class Worker:
 
 def work(name: str) -> None:
     """The worker's side: answers `epoch`, `batches N` and `report`, one line of JSON each."""
-    keep_freed_memory()
     before = peak_rss_mb()
     model, settings = MODELS[name]
     steps = Steps(model, **settings)

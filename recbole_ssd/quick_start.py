@@ -10,7 +10,6 @@ from recbole_ssd.checkpoint import load_weights, read_checkpoint
 from recbole_ssd.config import Config
 from recbole_ssd.data import create_dataset, data_preparation, split_fingerprint
 from recbole_ssd.logger import init_logger, log_file
-from recbole_ssd.memory import keep_freed_memory
 from recbole_ssd.result import check_result_file, describe, make_result, write_ranks, write_result
 from recbole_ssd.trainer import get_trainer
 
@@ -68,8 +67,6 @@ def _run(config: Config, saved: bool, verbose: bool) -> dict:
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     getLogger().info(config)
-    if config["device"].type == "cpu":
-        keep_freed_memory()
 
     dataset, train_data, valid_data, test_data, model = _build(config)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)

@@ -1,4 +1,4 @@
-"""Dropout whose mask costs a quarter of torch's on a CPU.
+"""Dropout whose mask costs about half of torch's on a CPU.
 
 torch draws one random number an element there, from one serial generator; we draw 64 bits for four elements. The
 dropout rate is kept to 1/65536, and the scale is that of the rate that is kept. On a GPU torch's own is used.
