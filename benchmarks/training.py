@@ -91,6 +91,8 @@ def work(name: str) -> None:
 def time_rounds(rounds: int, batches: int) -> tuple[dict, list, dict]:
     """Seconds of an epoch by name and round, what torch.mm reached in each round, and the workers' reports."""
     workers = [Worker(name) for name in MODELS]
+    for worker in workers:
+        worker.ask("report")  # answered after its warm-up: nobody is timed while another one still starts
     seconds, gflops = {name: [] for name in MODELS}, []
     for number in range(rounds):
         for worker in workers:
