@@ -147,7 +147,7 @@ class _Levels:
 
     def clear_tails(self, rows: Tensor) -> Tensor:
         """(T - j, ...) with zeros where the item j places ahead is a neighbour's. In place."""
-        return rows.index_fill_(0, _tails(self.segments, self.j, len(rows)), 0) if self.j else rows
+        return rows.index_fill_(0, _tails(self.segments, self.j), 0) if self.j else rows
 
     def expand(self, first: Tensor) -> Tensor:
         """(S, K, h, p) at item 1 by level -> (T, h, p) by the number of items in each token's prefix."""
@@ -158,12 +158,12 @@ class _Levels:
         return y
 
 
-def _tails(segments: Segments, j: int, rows: int) -> Tensor:
-    """The tokens, among the first `rows`, whose segment has no item j places ahead."""
+def _tails(segments: Segments, j: int) -> Tensor:
+    """The tokens, among the first T - j, whose segment has no item j places ahead."""
     key = "tails", j
     if key not in segments.layouts:
         tails = torch.cat([segments.tail(i)[0] for i in range(j)])
-        segments.layouts[key] = tails[tails < rows]
+        segments.layouts[key] = tails[tails < segments.total - j]
     return segments.layouts[key]
 
 
@@ -202,7 +202,7 @@ class _Gradients:
             self.dskip[owners, i] = self.dy[rows]
         for j in reversed(range(levels.width)):
             levels.j = j
-            dchannels, pre = self._channels(self._term()), levels.pre[levels.j]
+            dchannels, pre = self._channels(self._term()), levels.pre[j]
             dpre = self.dpre[: len(pre)].add_(torch.ops.aten.silu_backward(dchannels, pre))
             inputs[j:].addcmul_(dpre, levels.taps[j])
             products = torch.mul(dpre, levels.xB[j:], out=dchannels)
