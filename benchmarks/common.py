@@ -74,17 +74,18 @@ def commit() -> str:
     return head + ("+changes" if changed.stdout.strip() else "")
 
 
-def save(name: str, figures: dict) -> Path:
-    """Writes figures with what is needed to believe and repeat them."""
+def save(name: str, figures: dict, command: str | None = None, seed: int = SEED) -> Path:
+    """Writes figures with what is needed to believe and repeat them; `command` is that of this process by default."""
     record = {
         **figures,
-        "command": "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command or "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": commit(),
-        "seed": SEED,
+        "seed": seed,
         "threads": torch.get_num_threads(),
         "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "versions": versions(),
     }
     path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path

@@ -46,7 +46,7 @@ class Trainer(RecBoleTrainer):
 
     def fit(self, *args, **kwargs):
         """RecBole's `fit`, with its arguments and results."""
-        self._fit_started = perf_counter()
+        self._fit_started = self._now()
         return super().fit(*args, **kwargs)
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):

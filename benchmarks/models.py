@@ -1,0 +1,143 @@
+"""What every model reaches on ml-100k, and at what cost: ours on packed streams, GRU4Rec and SASRec of RecBole.
+
+    python benchmarks/models.py [NAME ...] [--seeds=3] [--jobs=2]
+
+Each run (a model, a seed) has a process and a thread of its own and stops after PATIENCE validations without a better
+NDCG@10, or when the time limit of its model is over; its record is benchmarks/results/models/NAME-SEED.json. What is
+there already is not run again: delete a record to repeat it. All seconds are seconds of the process on a CPU, loader
+and validation included: what else happens on the machine prolongs a run, and hardly these. The table of the README is
+made from the records by benchmarks/tables.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from common import RESULTS, SEED, save
+
+from recbole_ssd import Config, Trainer, create_dataset, data_preparation, init_logger, init_seed
+from recbole_ssd.data import split_fingerprint
+from recbole_ssd.environment import peak_rss_mb
+
+DATASET = "ml-100k"
+PATIENCE = 10  # validations without a better NDCG@10, one after each epoch
+SHARED = {"hidden_size": 64, "loss_type": "CE", "epochs": 200, "stopping_step": PATIENCE, "show_progress": False}
+OURS = {"train_batch_size": 4096, "learning_rate": 0.003}
+THEIRS = {"MAX_ITEM_LIST_LENGTH": 50}  # and RecBole's own defaults: 2,048 prefixes a batch, learning rate .001
+MODELS = {
+    "SSD4Rec": ("SSD4Rec", OURS),
+    "GRU4Rec": ("GRU4Rec", {**THEIRS, "embedding_size": 64, "train_neg_sample_args": None}),
+    "SASRec": ("SASRec", {**THEIRS, "train_neg_sample_args": None}),
+}
+LIMIT_S = {"GRU4Rec": 2700, "SASRec": 5400}
+ONE_SEED = ("SASRec",)  # it takes hours here
+
+
+class TimeUp(Exception):
+    """The time limit is over."""
+
+
+class CpuTimedTrainer(Trainer):
+    """Counts the seconds that this process computes, not those in which it waits for its turn."""
+
+    def _now(self) -> float:
+        return time.process_time()
+
+
+def train(name: str, seed: int) -> dict:
+    """The record of one run."""
+    model, settings = MODELS[name]
+    config = Config(model, DATASET, config_dict={**SHARED, **settings, "seed": seed})
+    init_seed(seed, True)
+    init_logger(config)
+    train_data, valid_data, test_data = data_preparation(config, create_dataset(config))
+    init_seed(seed, True)
+    trainer = CpuTimedTrainer(config, config.model_class(config, train_data.dataset).to(config["device"]))
+    limit_s = LIMIT_S.get(name)
+
+    def check_time(epoch, score):
+        if limit_s and trainer.valid_by_epoch[-1]["seconds"] > limit_s:
+            raise TimeUp
+
+    try:
+        trainer.fit(train_data, valid_data, callback_fn=check_time)
+        cut = False
+    except TimeUp:
+        cut = True
+    return {
+        "model": name,
+        "seed": seed,
+        "test_result": dict(trainer.evaluate(test_data)),
+        "best_valid_result": dict(trainer.best_valid_result),
+        "best_epoch": trainer.best_epoch,
+        "cut": cut,
+        "limit_s": limit_s,
+        "patience": PATIENCE,
+        "valid_by_epoch": trainer.valid_by_epoch,
+        "epoch_s": trainer.epoch_s,
+        "eval_s": trainer.eval_s,
+        "peak_mb": peak_rss_mb(),
+        "n_params": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "targets": train_data.n_targets,
+        "tokens": train_data.n_tokens,
+        "split_fingerprint": split_fingerprint(valid_data, test_data),
+        "settings": {**SHARED, **settings},
+    }
+
+
+def record(name: str, seed: int) -> Path:
+    return RESULTS / "models" / f"{name}-{seed}.json"
+
+
+def run(name: str, seed: int) -> None:
+    """One run in a process of its own, in a scratch folder."""
+    print(f"{name}, seed {seed}: started", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(Path(__file__).resolve()), "--one", name, str(seed)]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    print(f"{name}, seed {seed}: {(done.stdout + done.stderr).strip().splitlines()[-1]}", flush=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}; without any: all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(MODELS):
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(MODELS)}")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    if options.one:
+        name, seed = options.one[0], int(options.one[1])
+        torch.set_num_threads(1)
+        figures = train(name, seed)
+        path = save(f"models/{name}-{seed}", figures, command="python benchmarks/models.py " + name, seed=seed)
+        print(f"test {figures['test_result']}, best epoch {figures['best_epoch']}, written to {path}")
+        return
+
+    runs = [
+        (name, SEED + number)
+        for number in range(options.seeds)
+        for name in options.names or MODELS
+        if not (number and name in ONE_SEED) and not record(name, SEED + number).exists()
+    ]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda one: run(*one), runs))
+
+
+if __name__ == "__main__":
+    main()
