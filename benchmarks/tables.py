@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
+from statistics import fmean
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,6 +41,66 @@ def speed_table() -> str:
     return "\n".join([*lines, "", _source(record, len(base))])
 
 
+def model_records() -> dict[str, list[dict]]:
+    """The runs of benchmarks/models.py by model, the best validation first."""
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((RESULTS / "models").glob("*.json"))]
+    by_model = {}
+    for run in runs:
+        by_model.setdefault(run["model"], []).append(run)
+    return dict(sorted(by_model.items(), key=lambda item: -fmean(run["test_result"]["ndcg@10"] for run in item[1])))
+
+
+def models_table() -> str:
+    """Every model on ml-100k, as benchmarks/models.py measured it."""
+    lines = [
+        "| on ml-100k | seeds | test NDCG@10 | test HR@10 | validation NDCG@10 | epoch s | s to best epoch | peak MB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for model, runs in model_records().items():
+        whose = "RecBole's " if model in ("SASRec", "GRU4Rec") else ""
+        cut = sum(run["cut"] for run in runs)
+        seconds = statistics.median(second for run in runs for second in run["epoch_s"])
+        lines.append(
+            f"| {whose}{model}{' ¹' if cut else ''} | {len(runs)} | "
+            + " | ".join(
+                _mean_sd([run[split][metric] for run in runs])
+                for split, metric in (
+                    ("test_result", "ndcg@10"),
+                    ("test_result", "hit@10"),
+                    ("best_valid_result", "ndcg@10"),
+                )
+            )
+            + f" | {seconds:.1f} | {fmean(map(_seconds_to_best, runs)):,.0f} | {max(r['peak_mb'] for r in runs):,.0f} |"
+        )
+    return "\n".join([*lines, "", _models_source()])
+
+
+def _mean_sd(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{fmean(values):.4f}{spread}"
+
+
+def _seconds_to_best(run: dict) -> float:
+    """Seconds of training and validation until the epoch that was tested had been validated."""
+    return next(entry["seconds"] for entry in run["valid_by_epoch"] if entry["epoch"] == run["best_epoch"])
+
+
+def _models_source() -> str:
+    runs = [run for runs in model_records().values() for run in runs]
+    first, commits = runs[0], sorted({run["commit"] for run in runs})
+    limits = ", ".join(
+        f"{model} {runs[0]['limit_s']:,} s" for model, runs in model_records().items() if any(r["cut"] for r in runs)
+    )
+    cut = f"¹ stopped by a time limit before its patience was over ({limits}). " if limits else ""
+    return (
+        f"{cut}943 users, protocol A, hidden 64, patience {first['patience']} validations; ± is the standard deviation "
+        "over seeds. CPU seconds and memory of a process with one thread; validation counts in the seconds to the best "
+        f"epoch. {first['machine']['cpu']}; torch {first['versions']['torch']}, recbole "
+        f"{first['versions']['recbole']}; commits {', '.join(commits)}; `python benchmarks/models.py`, settings and "
+        "curves in [benchmarks/results/models](benchmarks/results/models)."
+    )
+
+
 def preparation_sentence() -> str:
     """Reading, ordering and splitting ml-100k for a model with padded rows, ours beside RecBole's."""
     figures = json.loads((RESULTS / "training.json").read_text(encoding="utf-8"))["preparation"]
@@ -63,4 +125,4 @@ def _source(record: dict, rounds: int) -> str:
 
 
 if __name__ == "__main__":
-    print(quick_start_sentence(), speed_table(), preparation_sentence(), sep="\n\n")
+    print(quick_start_sentence(), speed_table(), preparation_sentence(), models_table(), sep="\n\n")
