@@ -17,7 +17,7 @@ from recbole.utils import InputType
 from recbole_ssd import compat, config_checks
 from recbole_ssd.contradictions import check_together
 from recbole_ssd.model_lookup import check_model, get_model
-from recbole_ssd.settings import own_files, parse_value, read_yaml, recbole_files
+from recbole_ssd.settings import model_file, own_files, parse_value, read_yaml, recbole_files
 
 
 class Config(RecBoleConfig):
@@ -58,7 +58,7 @@ class Config(RecBoleConfig):
         """
         if key not in self:
             raise ValueError(
-                f"'{key}' is not set: add it to properties/model/{self['model']}.yaml, to a config file, "
+                f"'{key}' is not set: add it to {model_file(self.model_class)}, to a config file, "
                 f"or to the command line as --{key}=VALUE"
             )
         return self[key]
@@ -112,9 +112,10 @@ class Config(RecBoleConfig):
 
     def _load_internal_config_dict(self, model, model_class, dataset):
         super()._load_internal_config_dict(model, model_class, dataset)
-        for file in own_files(model, dataset):
+        ours = own_files(model_class, dataset)
+        for file in ours:
             self.internal_config_dict.update(read_yaml(file, self.yaml_loader))
-        self.files_read = [*recbole_files(model, dataset), *own_files(model, dataset), *self._user_files]
+        self.files_read = [*recbole_files(model, dataset), *ours, *self._user_files]
 
     def _get_final_config_dict(self):
         defaults = self.internal_config_dict
@@ -128,7 +129,7 @@ class Config(RecBoleConfig):
         packed = getattr(self.model_class, "packed", False)
         config_checks.check(settings, defaults, self._sources)
         check_together(settings, self._sources, packed)
-        self.notes += config_checks.unused_keys(settings, defaults, self._sources, packed)
+        self.notes += config_checks.unused_keys(settings, defaults, self._sources, self.model_class)
         _turn_off_negatives_for_ce(settings)
         _load_needed_columns(settings)
         self._given = copy.deepcopy(settings)

@@ -47,13 +47,16 @@ POSITIVE = (
     "expand",
     "headdim",
     "chunk_size",
+    "max_position",
     "layer_norm_eps",
     "initializer_range",
 )
 NOT_NEGATIVE = ("seed", "candidate_seed", "stopping_step", "worker", "weight_decay", "metric_decimal_place")
+NOT_NEGATIVE += ("balance_weight",)
 SHARES = ("dropout_prob", "hidden_dropout_prob", "attn_dropout_prob", "mask_ratio")
-WHOLE = ("epochs", "train_batch_size", "eval_batch_size", "max_batch_tokens", "MAX_ITEM_LIST_LENGTH", "seed")
-OPTIONAL = ("MAX_ITEM_LIST_LENGTH", "chunk_size", "reranker_CAN_NUM")  # a number, None or text
+WHOLE = ("epochs", "train_batch_size", "eval_batch_size", "max_batch_tokens", "seed")
+WHOLE += ("MAX_ITEM_LIST_LENGTH", "max_position")
+OPTIONAL = ("MAX_ITEM_LIST_LENGTH", "max_position", "chunk_size", "reranker_CAN_NUM")  # a number, None or text
 DICTS = {"clip_grad_norm": "{'max_norm': 5}", "val_interval": "{'rating': '[3,inf)'}"}
 INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
 INTERVAL = re.compile(r"[\[(]\s*([^,;]+),([^,;]+)[\])]")
@@ -76,7 +79,7 @@ def check(settings: dict, defaults: dict, sources: dict) -> None:
     Raises:
         ValueError: with a sentence about the first thing that is wrong.
     """
-    _check_keys(sources)
+    _check_keys(sources, known_keys() | set(defaults))
     for key, source in sources.items():
         default = defaults.get(key)
         _check_value(key, settings[key], default, source)
@@ -84,11 +87,11 @@ def check(settings: dict, defaults: dict, sources: dict) -> None:
             settings[key] = int(settings[key])  # 1e2 is a float to YAML
 
 
-def unused_keys(settings: dict, defaults: dict, sources: dict, packed: bool) -> list[str]:
+def unused_keys(settings: dict, defaults: dict, sources: dict, model_class: type) -> list[str]:
     """Warnings about keys of the user's that exist and that this model never reads."""
-    model = settings["model"]
+    model, packed = model_class.__name__, getattr(model_class, "packed", False)
     used = listed_keys()
-    for file in (*recbole_files(model, ""), *own_files(model, "")):
+    for file in (*recbole_files(model, ""), *own_files(model_class, "")):
         used.update(read_yaml(file))
     return [
         f"'{key}' (set in {source}) is not used: {model} does not read it"
@@ -116,8 +119,7 @@ def plain(value, key: str = ""):
     raise ValueError(f"'{key}' should be plain data (number, text, list, dict), it is a {type(value).__name__}")
 
 
-def _check_keys(sources: dict) -> None:
-    known = known_keys()
+def _check_keys(sources: dict, known: set) -> None:
     for key, source in sources.items():
         if key in SEVERAL_PROCESSES:
             raise ValueError(

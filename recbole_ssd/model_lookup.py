@@ -1,4 +1,4 @@
-"""Finds a model by its name: ours first, then RecBole's sequential ones, else a suggestion."""
+"""Finds a model by its name: ours, RecBole's sequential ones, those of other packages, else a suggestion."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import recbole
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import ModelType
+
+from recbole_ssd.plugins import load_plugin, package_of, plugins
 
 _OURS = "recbole_ssd.model"
 _RECBOLE = "recbole.model.sequential_recommender"
@@ -84,27 +86,51 @@ def builtin_models() -> dict[str, type]:
 
 
 def model_lines() -> list[str]:
-    """One line for each model: ours first, with the first line of its docstring, then RecBole's."""
-    ours = {name: (item.__doc__ or "").strip().partition("\n")[0] for name, item in own_models().items()}
+    """One line for each model: ours first, with the first line of its docstring, then plug-ins, then RecBole's."""
+    ours = {name: _first_line(item) for name, item in own_models().items()}
+    outside = {entry.name: _plugin_line(entry) for entry in plugins()}
     theirs = {name: _FIRST_LINES.get(name, "") + " (RecBole)" for name in sorted(builtin_models())}
-    lines = {**ours, **theirs}
+    lines = {**ours, **outside, **theirs}
     width = max(map(len, lines))
     return [f"{name:<{width}}  {line}".rstrip() for name, line in lines.items()]
 
 
+def _first_line(model_class: type) -> str:
+    return (model_class.__doc__ or "").strip().partition("\n")[0]
+
+
+def _plugin_line(entry) -> str:
+    try:
+        return f"{_first_line(load_plugin(entry))} ({package_of(entry)})"
+    except ValueError as error:
+        return str(error)
+
+
 def get_model(name: str) -> type:
-    """The class of a model, ours or one of RecBole's sequential ones.
+    """The class of a model: ours, one of RecBole's sequential ones, or that of an entry point.
 
     Raises:
-        ValueError: if no such model exists or it cannot run here.
+        ValueError: if no such model exists, it cannot run here, or two packages have a model of that name.
     """
-    file_name = name.lower()
-    for package in (_OURS, _RECBOLE):
-        if file_name.isidentifier() and find_spec(f"{package}.{file_name}"):
-            item = getattr(importlib.import_module(f"{package}.{file_name}"), name, None)
-            if isinstance(item, type):
-                return check_model(item)
-    raise ValueError(_unknown_model(name))
+    found = _from_package(_OURS, name) or _from_package(_RECBOLE, name)
+    entries = [entry for entry in plugins() if entry.name == name]
+    if len(entries) + bool(found) > 1:
+        owners = [found.__module__] * bool(found) + [package_of(entry) for entry in entries]
+        raise ValueError(
+            f"several models are called '{name}', those of {' and '.join(owners)}: uninstall or rename one"
+        )
+    if not found and not entries:
+        raise ValueError(_unknown_model(name))
+    return check_model(found or load_plugin(entries[0]))
+
+
+def _from_package(package: str, name: str) -> type | None:
+    """The class that has this name in the module of this name, in lower case."""
+    module = f"{package}.{name.lower()}"
+    if not name.isidentifier() or not find_spec(module):
+        return None
+    item = getattr(importlib.import_module(module), name, None)
+    return item if isinstance(item, type) else None
 
 
 def check_model(model_class: type) -> type:
@@ -136,7 +162,7 @@ def did_you_mean(name: str, names) -> str:
 
 
 def _unknown_model(name: str) -> str:
-    runnable = {**own_models(), **builtin_models()}
+    runnable = {*own_models(), *builtin_models(), *(entry.name for entry in plugins())}
     for package, kind in _OTHER_KINDS.items():
         # A look at the file: importing the package of decision trees dies without lightgbm.
         if name not in runnable and (_RECBOLE_MODELS / package / f"{name.lower()}.py").is_file():

@@ -16,6 +16,8 @@ from recbole.utils import (
     training_arguments,
 )
 
+from recbole_ssd.plugins import folder_of
+
 RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"
 
 # Keys that RecBole 1.2.1 reads and names in no list and no YAML of its own, and where it reads them.
@@ -66,16 +68,22 @@ def properties_folder() -> Path:
     )
 
 
-def own_files(model: str, dataset: str) -> list[Path]:
-    """The files of ours that this pair of model and data set reads, in the order of reading."""
-    folder = properties_folder()
+def own_files(model_class: type, dataset: str) -> list[Path]:
+    """The files, RecBole's apart, that this pair of model and data set reads, in the order of reading."""
+    folder, model = properties_folder(), model_class.__name__
+    outside = folder_of(model_class)
     candidates = (
         folder / "overall.yaml",
-        folder / "model" / f"{model}.yaml",
+        model_file(model_class),
         folder / "dataset" / f"{dataset}.yaml",
-        folder / "tuned" / f"{model}-{dataset}.yaml",
+        outside / f"{model}-{dataset}.yaml" if outside else folder / "tuned" / f"{model}-{dataset}.yaml",
     )
     return [file for file in candidates if file.is_file()]
+
+
+def model_file(model_class: type) -> Path:
+    """Where the settings of a model stand: in our properties/model, or beside the module of a model from outside."""
+    return (folder_of(model_class) or properties_folder() / "model") / f"{model_class.__name__}.yaml"
 
 
 def recbole_files(model: str, dataset: str) -> list[Path]:

@@ -1,6 +1,6 @@
-"""The position-wise feed-forward network with its residual and norm, as SSD4Rec and Mamba4Rec have it.
+"""The position-wise feed-forward network with its residual and norm, as Transformers have it.
 
-y = dropout( LayerNorm( W2 dropout(GELU(W1 x)) + x ) )
+y = LayerNorm( dropout(W2 dropout(activation(W1 x))) + x )
 """
 
 from __future__ import annotations
@@ -10,17 +10,40 @@ from torch import Tensor, nn
 
 from .dropout import Dropout
 
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
 
 class FeedForward(nn.Module):
-    """(..., d) -> (..., d) through `inner_size` units."""
+    """(..., d) -> (..., d) through `inner_size` units.
 
-    def __init__(self, hidden_size: int, inner_size: int, dropout_prob: float, layer_norm_eps: float):
+    Args:
+        hidden_size: d.
+        inner_size: width in between.
+        hidden_act: `gelu`, `relu` or `silu`.
+        inner_dropout_prob: dropout after the activation.
+        dropout_prob: dropout before the residual.
+        layer_norm_eps: of the LayerNorm.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        inner_size: int,
+        hidden_act: str,
+        inner_dropout_prob: float,
+        dropout_prob: float,
+        layer_norm_eps: float,
+    ):
         super().__init__()
+        if hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got '{hidden_act}'")
         self.w_1 = nn.Linear(hidden_size, inner_size)
         self.w_2 = nn.Linear(inner_size, hidden_size)
+        self.activation = ACTIVATIONS[hidden_act]
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        self.inner_dropout = Dropout(inner_dropout_prob)
         self.dropout = Dropout(dropout_prob)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.dropout(F.gelu(self.w_1(x)))
-        return self.dropout(self.LayerNorm(self.w_2(inner) + x))
+        inner = self.inner_dropout(self.activation(self.w_1(x)))
+        return self.LayerNorm(self.dropout(self.w_2(inner)) + x)

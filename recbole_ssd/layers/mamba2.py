@@ -11,7 +11,6 @@ Shape letters:    b batch    l length    d model size    i inner size (expand * 
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -24,6 +23,8 @@ from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.readout import prefix_readout
 from recbole_ssd.ops.segment_cumsum import spread_first
 from recbole_ssd.ops.ssd import ssd
+
+from .initialization import inverse_softplus_of_dt
 
 
 class Projected(NamedTuple):
@@ -92,17 +93,16 @@ class Mamba2(nn.Module):
         channels = self.d_inner + 2 * ngroups * d_state
         self.in_proj = nn.Linear(d_model, self.d_inner + channels + heads, bias=False)
         self.conv1d = nn.Conv1d(channels, channels, d_conv, groups=channels, padding=d_conv - 1)  # holds the filter
-        self.dt_bias = nn.Parameter(_inverse_softplus_of_dt(heads, dt_min, dt_max))
+        self.dt_bias = nn.Parameter(inverse_softplus_of_dt(heads, dt_min, dt_max))
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(*A_init_range).log())
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = GatedRMSNorm(self.d_inner, ngroups)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
 
     def forward(self, u: Tensor, cu_seqlens: Tensor | Segments | None = None) -> Tensor:
-        """(b, l, d) -> (b, l, d); with `cu_seqlens` every segment of the stream (b = 1) for itself."""
-        b, length, _ = u.shape
-        segments = Segments.dense(b, length, u.device) if cu_seqlens is None else Segments.of(cu_seqlens)
-        return self.out_proj(self.scan(self.project(u.flatten(0, 1)), segments)).view(u.shape)
+        """(b, l, d) -> (b, l, d); with `cu_seqlens` a stream (T, d) or (1, T, d), every segment for itself."""
+        segments = Segments.of_rows(u, cu_seqlens)
+        return self.out_proj(self.scan(self.project(u.flatten(0, -2)), segments)).view(u.shape)
 
     def project(self, u: Tensor) -> Projected:
         """(T, d) -> the three parts of in_proj, which both directions of SSD4Rec share."""
@@ -150,9 +150,3 @@ class Mamba2(nn.Module):
     def _float32(self, projected: Projected) -> Projected:
         """Under autocast the projection is bfloat16; decays and states are not."""
         return Projected(*(t.to(self.A_log.dtype) for t in projected))
-
-
-def _inverse_softplus_of_dt(heads: int, dt_min: float, dt_max: float) -> Tensor:
-    """A bias b with softplus(b) = dt, dt drawn log-uniformly (section 3.6 of Mamba, arXiv 2312.00752)."""
-    dt = torch.exp(torch.rand(heads) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(min=1e-4)
-    return dt + torch.log(-torch.expm1(-dt))

@@ -29,7 +29,8 @@ class Stream(NamedTuple):
 class PackedSequentialRecommender(SequentialRecommender):
     """A next-item recommender whose batch is one packed stream.
 
-    A subclass implements `encode`. Scores are inner products with the item table that embeds the histories.
+    A subclass builds `layers`, calls `initialize`, and implements `embed`. A layer is called layer(x, segments, rows);
+    see `layers.residual.Residual`. Scores are inner products with the item table that embeds the histories.
 
     Reads `hidden_size` and `loss_type` (CE over all items; BPR and BCE with sampled negatives) from the config.
     """
@@ -43,12 +44,30 @@ class PackedSequentialRecommender(SequentialRecommender):
             raise ValueError(f"loss_type must be one of {', '.join(LOSSES)}, got '{self.loss_type}'")
         self.item_embedding = nn.Embedding(self.n_items, config.required("hidden_size"))
 
+    def initialize(self, std: float) -> None:
+        """Draws embeddings and linear layers from a normal distribution, with zero biases, as RecBole's models do.
+
+        What has a start of its own keeps it: Mamba's A_log, D, dt and filter, and layers with `keeps_its_init`.
+        """
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)) and not getattr(module, "keeps_its_init", False):
+                nn.init.normal_(module.weight, std=std)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)
+
+    def embed(self, stream: Stream) -> Tensor:
+        """What the first layer reads, (T, d)."""
+        raise NotImplementedError
+
     def encode(self, stream: Stream, rows: Tensor | None = None) -> Tensor:
         """One vector per token of the stream, (T, d), made of the token and those before it in its segment.
 
         With `rows` only the vectors at these positions of the stream, (len(rows), d), for less work.
         """
-        raise NotImplementedError
+        x = self.embed(stream)
+        for layer in self.layers[:-1]:
+            x = layer(x, stream.segments)
+        return self.layers[-1](x, stream.segments, rows)
 
     def stream(self, interaction: Interaction) -> Stream:
         """The one door for batches: packed ones as they are, RecBole's padded rows unpacked."""

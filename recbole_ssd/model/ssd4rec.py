@@ -1,6 +1,7 @@
 """SSD4Rec: Mamba-2 in both directions over packed histories.
 
-    f = S(x);   b = S(x flipped inside each segment);   h = dropout(LayerNorm(f + beta b + x));   y = FFN(h)
+    f = S(x);   b = S(x flipped inside each segment)
+    h = dropout(LayerNorm(f + beta b + x));   y = dropout(FFN(h))
 
 with one Mamba-2 block S shared by both directions. Qu, Zhang, Wu et al., "SSD4Rec: A Structured State Space Duality
 Model for Efficient Sequential Recommendation", https://arxiv.org/abs/2409.01192. Where the paper is silent, its
@@ -24,6 +25,7 @@ from recbole_ssd.layers.mamba2 import Mamba2
 from recbole_ssd.ops.packing import Segments
 
 from .abstract_recommender import PackedSequentialRecommender, Stream
+from .mixer import mamba2
 
 MASK = 0  # the item id that stands for a masked item; RecBole keeps it free for padding
 DIRECTIONS = ("readout", "flip", "none")
@@ -43,16 +45,8 @@ class SSD4Rec(PackedSequentialRecommender):
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=eps) if config.required("norm_embedding") else None
         self.layers = nn.ModuleList(
             SSD4RecLayer(
-                mixer=Mamba2(
-                    hidden_size,
-                    d_state=config.required("d_state"),
-                    d_conv=config.required("d_conv"),
-                    expand=config.required("expand"),
-                    headdim=config.required("headdim"),
-                    backend=config.required("ssd_backend"),
-                    chunk_size=config.required("chunk_size"),
-                ),
-                feed_forward=FeedForward(hidden_size, config.required("inner_size"), dropout_prob, eps),
+                mixer=mamba2(config),
+                feed_forward=FeedForward(hidden_size, config.required("inner_size"), "gelu", dropout_prob, 0.0, eps),
                 bidirectional=config.required("bidirectional"),
                 beta=config.required("beta"),
                 dropout_prob=dropout_prob,
@@ -60,24 +54,11 @@ class SSD4Rec(PackedSequentialRecommender):
             )
             for _ in range(config.required("num_layers"))
         )
-        self._initialize(config.required("initializer_range"))
+        self.initialize(config.required("initializer_range"))
 
-    def _initialize(self, std: float) -> None:
-        """Normal embeddings and projections; Mamba-2's own A_log, dt_bias, D and filter stay as it drew them."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-    def encode(self, stream: Stream, rows: Tensor | None = None) -> Tensor:
-        items = self._mask(stream.items) if self.training else stream.items
-        x = self.item_embedding(items)  # (T, d)
-        if self.LayerNorm is not None:
-            x = self.LayerNorm(self.dropout(x))
-        for layer in self.layers[:-1]:
-            x = layer(x, stream.segments)
-        return self.layers[-1](x, stream.segments, rows)
+    def embed(self, stream: Stream) -> Tensor:
+        x = self.item_embedding(self._mask(stream.items) if self.training else stream.items)
+        return x if self.LayerNorm is None else self.LayerNorm(self.dropout(x))
 
     def _mask(self, items: Tensor) -> Tensor:
         """Hides a share of the inputs, never a target."""
@@ -91,7 +72,7 @@ class SSD4RecLayer(nn.Module):
 
     Args:
         mixer: the Mamba-2 block of both directions.
-        feed_forward: what follows, with its own residual.
+        feed_forward: what follows, with its own residual and norm; dropout comes after it.
         bidirectional: `readout`, `flip` or `none`.
         beta: weight of the backward direction.
         dropout_prob, eps: of the dropout and the LayerNorm between the two.
@@ -124,4 +105,4 @@ class SSD4RecLayer(nn.Module):
             y = y + self.beta * self.mixer.scan(projected[segments.flip], segments)
         if rows is not None:
             x, y = x.index_select(0, rows), y.index_select(0, rows)
-        return self.feed_forward(self.dropout(self.LayerNorm(self.mixer.out_proj(y) + x)))
+        return self.dropout(self.feed_forward(self.dropout(self.LayerNorm(self.mixer.out_proj(y) + x))))

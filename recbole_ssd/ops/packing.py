@@ -85,6 +85,16 @@ class Segments:
         """A dense batch seen as a stream: `batch` segments of `length` tokens."""
         return cls(torch.arange(0, (batch + 1) * length, length, device=device))
 
+    @classmethod
+    def of_rows(cls, x: Tensor, cu_seqlens: Tensor | Segments | None) -> Segments:
+        """The segments of a layer's input: each row of a dense batch (b, l, d), or those of a stream (..., T, d)."""
+        if cu_seqlens is None:
+            return cls.dense(x.shape[:-2].numel(), x.shape[-2], x.device)
+        segments = cls.of(cu_seqlens)
+        if x.shape[:-1].numel() != segments.total:
+            raise ValueError(f"these cu_seqlens are those of {segments.total} tokens, got x of shape {tuple(x.shape)}")
+        return segments
+
     def __len__(self) -> int:
         return len(self.borders) - 1
 

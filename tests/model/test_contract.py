@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from recbole_ssd.model.ssd4rec import SSD4Rec, SSD4RecLayer
-from recbole_ssd.ops.packing import Segments
-
+from .broken import FORGETS_BORDERS, READS_THE_FUTURE
 from .conftest import N_ITEMS, packed, padded, random_histories
 
 MODELS = {
@@ -13,24 +11,19 @@ MODELS = {
     "SSD4Rec, one layer": ("SSD4Rec", {"num_layers": 1, "norm_embedding": True}),
     "SSD4Rec, forward only": ("SSD4Rec", {"bidirectional": "none"}),
     "SSD4Rec, flip": ("SSD4Rec", {"bidirectional": "flip", "supervision": "prefixes"}),
+    "MambaRec": ("MambaRec", {}),
+    "MambaRec, one bare block": ("MambaRec", {"block": "full", "num_layers": 1}),
+    "MambaRec, three full blocks": ("MambaRec", {"block": "full", "num_layers": 3, "max_position": 20}),
+    "MambaRec, Mamba-2": ("MambaRec", {"ssm": "mamba2"}),
+    "MoEMaTrRec": ("MoEMaTrRec", {}),
+    "MoEMaTrRec, token": ("MoEMaTrRec", {"gate": "token", "num_layers": 2, "max_position": None}),
+    "MoEMaTrRec, top1": ("MoEMaTrRec", {"gate": "top1", "ssm": "mamba2"}),
+    "Mamba4Rec": ("Mamba4Rec", {}),
+    "Mamba4Rec, one layer": ("Mamba4Rec", {"num_layers": 1, "dt_init": "paper"}),
+    "RecMamba": ("RecMamba", {"loss_type": "CE"}),
+    "PackedSASRec": ("PackedSASRec", {}),
 }
 CAUSAL = {name: entry for name, entry in MODELS.items() if "flip" not in name}
-
-
-class LeaksFromNeighbours(SSD4Rec):
-    """Broken on purpose: the borders between users are forgotten."""
-
-    def encode(self, stream, rows=None):
-        whole = Segments(torch.tensor([0, len(stream.items)]))
-        return super().encode(stream._replace(segments=whole), rows)
-
-
-class LeaksFromTheFuture(SSD4Rec):
-    """Broken on purpose: the flipped direction over the whole history, flipped back."""
-
-    def encode(self, stream, rows=None):
-        y = super().encode(stream)
-        return y + super().encode(stream._replace(items=stream.items[stream.segments.flip]))[stream.segments.flip]
 
 
 @pytest.fixture(params=MODELS.values(), ids=MODELS)
@@ -71,9 +64,14 @@ def test_one_user_never_moves_another(model):
     assert not moves_neighbours(model)
 
 
-def test_the_leak_tests_catch_broken_models(build):
-    assert moves_neighbours(build(model_class=LeaksFromNeighbours))
-    assert moves_past_when_the_future_changes(build(model_class=LeaksFromTheFuture))
+@pytest.mark.parametrize("model_class", FORGETS_BORDERS)
+def test_models_that_forget_borders_are_caught(build, model_class):
+    assert moves_neighbours(build(model_class.__base__.__name__, model_class))
+
+
+@pytest.mark.parametrize("model_class", READS_THE_FUTURE)
+def test_models_that_read_the_future_are_caught(build, model_class):
+    assert moves_past_when_the_future_changes(build(model_class.__base__.__name__, model_class))
 
 
 def test_packed_padded_and_alone_give_the_same_scores(model):
@@ -127,7 +125,7 @@ def test_save_and_load_give_identical_scores(model, build, tmp_path):
 def test_gradients_reach_every_parameter(build, name, settings, supervision, loss_type):
     negatives = {} if loss_type == "CE" else {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}}
     model = build(name, **{**settings, **negatives, "loss_type": loss_type, "supervision": supervision}).train()
-    histories = random_histories()
+    histories = random_histories((7, 1, 70, 2, 33) * 4)  # with top1 some of 20 prefixes end at either expert
     count = sum(map(len, histories)) if supervision == "all_positions" else len(histories)
     batch = packed(histories, torch.randint(1, N_ITEMS, (count,)), torch.randint(1, N_ITEMS, (count, 2)))
     loss = model.calculate_loss(batch)
@@ -148,29 +146,25 @@ def test_two_equal_steps_are_equal_to_the_bit(model):
     assert all(torch.equal(a, b) for a, b in zip(gradients(), gradients()))
 
 
-def test_mask_is_for_training_only_and_hides_inputs(build):
-    model = build(mask_ratio=0.5, dropout_prob=0.0)
-    batch = packed(random_histories())
-    with torch.no_grad():
-        assert torch.equal(model.full_sort_predict(batch), model.full_sort_predict(batch))
-        model.train()
-        assert not torch.equal(model.full_sort_predict(batch), model.full_sort_predict(batch))
-
-
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("name", "settings", "sentence"),
     [
-        ({"bidirectional": "both"}, "bidirectional"),
-        ({"mask_ratio": 1.0}, "mask_ratio"),
-        ({"headdim": 7}, "headdim"),
-        ({"loss_type": "MSE"}, "loss_type"),
+        ("SSD4Rec", {"bidirectional": "both"}, "bidirectional must be one of readout, flip, none"),
+        ("SSD4Rec", {"mask_ratio": 1.0}, "mask_ratio"),
+        ("SSD4Rec", {"headdim": 7}, "headdim"),
+        ("SSD4Rec", {"loss_type": "MSE"}, "loss_type"),
+        ("MambaRec", {"block": "half"}, "block must be one of full, mixer"),
+        ("MambaRec", {"ssm": "mamba3"}, "ssm must be one of mamba1, mamba2"),
+        ("MambaRec", {"ssm": "mamba2", "dt_init": "authors"}, "dt_init: authors is for Mamba-1"),
+        ("MambaRec", {"hidden_act": "tanh"}, "hidden_act must be one of gelu, relu, silu"),
+        ("Mamba4Rec", {"dt_init": "mine"}, "dt_init must be one of paper, authors"),
+        ("Mamba4Rec", {"scan_backend": "fast"}, "backend"),
+        ("MoEMaTrRec", {"gate": "mean"}, "gate must be one of running_mean, token, top1"),
+        ("MoEMaTrRec", {"balance_weight": -1}, "balance_weight"),
+        ("PackedSASRec", {"n_heads": 3}, "n_heads"),
     ],
 )
-def test_wrong_settings_get_a_sentence(build, settings, sentence):
+def test_wrong_settings_get_a_sentence(build, name, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
-        build(**settings)
-
-
-def test_layer_refuses_an_unknown_direction():
-    with pytest.raises(ValueError, match="readout, flip, none"):
-        SSD4RecLayer(None, None, "sideways", 0.1, 0.0, 1e-12)
+        model = build(name, **settings)
+        model.full_sort_predict(packed(random_histories()))

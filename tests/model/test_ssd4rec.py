@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from recbole_ssd.model.ssd4rec import SSD4RecLayer
+
 from .conftest import N_ITEMS, packed, random_histories
 
 EXACT = {"num_layers": 1, "dropout_prob": 0.0, "mask_ratio": 0.0}
@@ -53,3 +55,17 @@ def test_the_backward_direction_is_felt(build):
     without.load_state_dict(with_it.state_dict())
     with torch.no_grad():
         assert not torch.allclose(with_it.full_sort_predict(histories), without.full_sort_predict(histories), atol=1e-3)
+
+
+def test_mask_is_for_training_only_and_hides_inputs(build):
+    model = build(mask_ratio=0.5, dropout_prob=0.0)
+    batch = packed(random_histories())
+    with torch.no_grad():
+        assert torch.equal(model.full_sort_predict(batch), model.full_sort_predict(batch))
+        model.train()
+        assert not torch.equal(model.full_sort_predict(batch), model.full_sort_predict(batch))
+
+
+def test_layer_refuses_an_unknown_direction():
+    with pytest.raises(ValueError, match="readout, flip, none"):
+        SSD4RecLayer(None, None, "sideways", 0.1, 0.0, 1e-12)

@@ -1,0 +1,75 @@
+"""MambaRec: a Transformer recommender in which Mamba takes the place of self-attention, or of the whole block.
+
+    x = dropout(sqrt(d) E + P)
+    block: full     y = Mamba(x), or with several layers  y = LayerNorm(dropout(Mamba(x)) + x)
+    block: mixer    h = LayerNorm(dropout(Mamba(x)) + x);   y = FFN(h)
+
+Alokam, "State-Space Models for Large Sequence Modeling in Sequential Recommendation", the two architectures of the
+section "Methodology", https://github.com/alokamgnaneswarasai/MambaRec. What differs from its code:
+
+- packed streams and whole histories; positions, if any, count from the first item (`layers/position.py`).
+- Mamba-1 or Mamba-2 (`ssm`), any number of layers (with `full` its code has one), CE and BPR beside BCE.
+- its code draws every matrix anew by Xavier's rule, A_log included; here A_log, dt and D start as in Mamba's paper.
+- `mixer` is given as a figure only; norms and residuals stand where RecBole's SASRec has them.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from recbole_ssd.layers.dropout import Dropout
+from recbole_ssd.layers.feed_forward import FeedForward
+from recbole_ssd.layers.position import Position
+from recbole_ssd.layers.residual import Residual
+from recbole_ssd.ops.packing import Segments
+
+from .abstract_recommender import PackedSequentialRecommender, Stream
+from .mixer import mamba
+
+BLOCKS = ("full", "mixer")
+
+
+class MambaRec(PackedSequentialRecommender):
+    """Mamba in place of the Transformer's block, or of its attention (alokamgnaneswarasai/MambaRec)."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        hidden_size, max_position = config.required("hidden_size"), config.required("max_position")
+        self.position = Position(max_position, hidden_size) if max_position else None
+        self.scale = math.sqrt(hidden_size)
+        self.dropout = Dropout(config.required("dropout_prob"))
+        self.layers = nn.ModuleList(self.layer(config) for _ in range(config.required("num_layers")))
+        self.initialize(config.required("initializer_range"))
+
+    def layer(self, config) -> nn.Module:
+        """A fresh layer."""
+        block, dropout_prob, eps = (config.required(key) for key in ("block", "dropout_prob", "layer_norm_eps"))
+        hidden_size, hidden_act = config.required("hidden_size"), config.required("hidden_act")
+        feed_forward = FeedForward(hidden_size, config.required("inner_size"), hidden_act, 0.0, dropout_prob, eps)
+        if block not in BLOCKS:
+            raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got '{block}'")
+        if block == "full" and config.required("num_layers") == 1:
+            return Bare(mamba(config))
+        feed_forward = feed_forward if block == "mixer" else None
+        return Residual(mamba(config), hidden_size, dropout_prob, eps, feed_forward=feed_forward)
+
+    def embed(self, stream: Stream) -> Tensor:
+        x = self.item_embedding(stream.items) * self.scale
+        if self.position is not None:
+            x = x + self.position(stream.segments)
+        return self.dropout(x)
+
+
+class Bare(nn.Module):
+    """A mixer and nothing around it."""
+
+    def __init__(self, mixer: nn.Module):
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x: Tensor, segments: Segments, rows: Tensor | None = None) -> Tensor:
+        """(T, d) -> (T, d), or with `rows` the result at these positions only."""
+        y = self.mixer(x, segments)
+        return y if rows is None else y.index_select(0, rows)

@@ -1,0 +1,79 @@
+"""MoEMaTrRec: a gated mixture of Mamba and a Transformer's attention.
+
+    x = dropout(sqrt(d) E + P)
+    y = w_0 Mamba(x) + w_1 LayerNorm(dropout(attention(x)) + x);    out = FFN(y)
+
+with weights w from a gate (`layers/mixture.py`). Alokam, "State-Space Models for Large Sequence Modeling in Sequential
+Recommendation", https://github.com/alokamgnaneswarasai/MambaRec. What differs from its code, and why:
+
+- its attention has no causal mask and its gate reads the mean of the whole history, so that every position sees its
+  own label. Here attention is causal and the gate reads the token, or the mean of the prefix (`gate: running_mean`).
+- its hard gate chooses once a history and passes no gradient to the gate; `gate: top1` chooses at every token and
+  learns through the chosen weight, with the balancing loss of Switch Transformers (`balance_weight`). Both experts
+  still read every token: it saves no time.
+- packed streams and whole histories, positions from the first item, any number of layers, Mamba-1 or Mamba-2.
+- A_log, dt and D start as Mamba's paper has them; its code draws every matrix anew by Xavier's rule.
+"""
+
+from __future__ import annotations
+
+from recbole.data.interaction import Interaction
+from torch import Tensor, nn
+
+from recbole_ssd.layers.attention import MultiHeadAttention
+from recbole_ssd.layers.feed_forward import FeedForward
+from recbole_ssd.layers.mixture import Gate
+from recbole_ssd.ops.packing import Segments
+
+from .mambarec import MambaRec
+from .mixer import mamba
+
+EXPERTS = ("mamba", "attention")
+
+
+class MoEMaTrRec(MambaRec):
+    """Gated mixture of Mamba and attention (alokamgnaneswarasai/MambaRec, without its leaks)."""
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        self.balance_weight = config.required("balance_weight")
+
+    def layer(self, config) -> nn.Module:
+        """A fresh layer."""
+        hidden_size, dropout_prob = config.required("hidden_size"), config.required("dropout_prob")
+        inner_size, hidden_act = config.required("inner_size"), config.required("hidden_act")
+        n_heads, attn_dropout_prob = config.required("n_heads"), config.required("attn_dropout_prob")
+        eps = config.required("layer_norm_eps")
+        return MixtureLayer(
+            mamba(config),
+            MultiHeadAttention(hidden_size, n_heads, dropout_prob, attn_dropout_prob, eps),
+            Gate(hidden_size, config.required("gate")),
+            FeedForward(hidden_size, inner_size, hidden_act, 0.0, dropout_prob, eps),
+        )
+
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
+        loss = super().calculate_loss(interaction)
+        balances = [layer.gate.balance for layer in self.layers if layer.gate.balance is not None]
+        return loss + self.balance_weight * sum(balances) if balances else loss
+
+    def epoch_figures(self) -> dict[str, float]:
+        """What share each expert had in the training since the last call, by layer; the trainer logs it each epoch."""
+        return {
+            f"share of {expert}, layer {number}": share
+            for number, layer in enumerate(self.layers)
+            for expert, share in zip(EXPERTS, layer.gate.shares())
+        }
+
+
+class MixtureLayer(nn.Module):
+    """Two experts, a gate, and a feed-forward network after them."""
+
+    def __init__(self, mamba: nn.Module, attention: MultiHeadAttention, gate: Gate, feed_forward: FeedForward):
+        super().__init__()
+        self.mamba, self.attention, self.gate, self.feed_forward = mamba, attention, gate, feed_forward
+
+    def forward(self, x: Tensor, segments: Segments, rows: Tensor | None = None) -> Tensor:
+        """(T, d) -> (T, d), or with `rows` the result at these positions only."""
+        weights = self.gate(x, segments)  # (T, 2)
+        y = weights[:, :1] * self.mamba(x, segments) + weights[:, 1:] * self.attention(x, segments)
+        return self.feed_forward(y if rows is None else y.index_select(0, rows))
