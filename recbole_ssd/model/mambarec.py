@@ -10,7 +10,8 @@ section "Methodology", https://github.com/alokamgnaneswarasai/MambaRec. What dif
 - packed streams and whole histories; positions, if any, count from the first item (`layers/position.py`).
 - Mamba-1 or Mamba-2 (`ssm`), any number of layers (with `full` its code has one), CE and BPR beside BCE.
 - its code draws every matrix anew by Xavier's rule, A_log included; here A_log, dt and D start as in Mamba's paper.
-- `mixer` is given as a figure only; norms and residuals stand where RecBole's SASRec has them.
+- `mixer` is given as a figure only; norms and residuals stand where RecBole's SASRec has them. Its published figures
+  are those of its logs of `full`.
 """
 
 from __future__ import annotations
