@@ -23,6 +23,7 @@ MODELS = {
     "RecMamba": ("RecMamba", {"loss_type": "CE"}),
     "PackedSASRec": ("PackedSASRec", {}),
 }
+DROPOUT = ("dropout_prob", "hidden_dropout_prob", "attn_dropout_prob")
 CAUSAL = {name: entry for name, entry in MODELS.items() if "flip" not in name}
 
 
@@ -133,6 +134,21 @@ def test_gradients_reach_every_parameter(build, name, settings, supervision, los
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(("name", "settings"), CAUSAL.values(), ids=CAUSAL)
+def test_both_supervisions_are_one_function(build, name, settings):
+    """A pass over a history has the loss and the gradients of a pass over each of its prefixes."""
+    exact = {"mask_ratio": 0.0, "balance_weight": 0.0, **dict.fromkeys(DROPOUT, 0.0)}
+    model, histories = build(name, **exact, **settings).double().train(), random_histories((7, 1, 20, 2))
+    targets = torch.randint(1, N_ITEMS, (sum(map(len, histories)),))
+    gradients = []
+    for batch in (histories, [history[:t] for history in histories for t in range(1, len(history) + 1)]):
+        model.zero_grad()
+        model.calculate_loss(packed(batch, targets)).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 def test_two_equal_steps_are_equal_to_the_bit(model):

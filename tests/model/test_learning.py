@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from .conftest import N_ITEMS, packed
-from .test_contract import MODELS
+from .test_contract import DROPOUT, MODELS
 
 STEPS = 60
-DROPOUT = ("dropout_prob", "hidden_dropout_prob", "attn_dropout_prob")
 
 
 def histories_with_a_rule(users, length, generator):
