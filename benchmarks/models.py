@@ -116,7 +116,8 @@ def run(name: str, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(Path(__file__).resolve()), "--one", name, str(seed)]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    print(f"{name}, seed {seed}: {(done.stdout + done.stderr).strip().splitlines()[-1]}", flush=True)
+    last = (done.stderr if done.returncode else done.stdout).strip().splitlines()[-1]
+    print(f"{name}, seed {seed}: {'failed: ' * bool(done.returncode)}{last}", flush=True)
 
 
 def parse() -> argparse.Namespace:
