@@ -25,6 +25,10 @@ MODELS = {
 }
 DROPOUT = ("dropout_prob", "hidden_dropout_prob", "attn_dropout_prob")
 CAUSAL = {name: entry for name, entry in MODELS.items() if "flip" not in name}
+SUPERVISED = {
+    **{f"{name}, all positions": (*entry, "all_positions") for name, entry in CAUSAL.items()},
+    **{f"{name}, prefixes": (*entry, "prefixes") for name, entry in MODELS.items()},
+}
 
 
 @pytest.fixture(params=MODELS.values(), ids=MODELS)
@@ -119,10 +123,7 @@ def test_save_and_load_give_identical_scores(model, build, tmp_path):
 
 
 @pytest.mark.parametrize("loss_type", ["CE", "BPR", "BCE"])
-@pytest.mark.parametrize(
-    ("name", "settings", "supervision"),
-    [(*entry, "all_positions") for entry in CAUSAL.values()] + [(*entry, "prefixes") for entry in MODELS.values()],
-)
+@pytest.mark.parametrize(("name", "settings", "supervision"), SUPERVISED.values(), ids=SUPERVISED)
 def test_gradients_reach_every_parameter(build, name, settings, supervision, loss_type):
     negatives = {} if loss_type == "CE" else {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}}
     model = build(name, **{**settings, **negatives, "loss_type": loss_type, "supervision": supervision}).train()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from .conftest import N_ITEMS, packed
-from .test_contract import DROPOUT, MODELS
+from .test_contract import DROPOUT, SUPERVISED
 
 STEPS = 60
 
@@ -41,10 +41,9 @@ def hit_rate_after_training(model, make, supervision) -> float:
     return (scores.argmax(1) == rows[:, -1]).float().mean().item()
 
 
-@pytest.mark.parametrize(("name", "settings"), MODELS.values(), ids=MODELS)
-def test_learns_a_rule_and_not_noise(build, name, settings):
+@pytest.mark.parametrize(("name", "settings", "supervision"), SUPERVISED.values(), ids=SUPERVISED)
+def test_learns_a_rule_and_not_noise(build, name, settings, supervision):
     quick = {"initializer_range": 0.1, "hidden_size": 32, "mask_ratio": 0.0, **dict.fromkeys(DROPOUT, 0.0)}
-    supervision = settings.get("supervision", "all_positions")
     hit, noise = (
         hit_rate_after_training(build(name, **{**quick, **settings}), make, supervision)
         for make in (histories_with_a_rule, histories_of_noise)
