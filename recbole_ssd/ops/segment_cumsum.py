@@ -30,7 +30,8 @@ def segment_cumsum(x: Tensor, segments: Segments, reverse: bool = False) -> Tens
     >>> segment_cumsum(torch.tensor([1.0, 1, 1, 1, 1]), Segments(torch.tensor([0, 3, 5])))
     tensor([1., 2., 3., 1., 2.])
     """
-    return _SegmentCumsum.apply(x, segments, reverse)
+    with torch.autocast(x.device.type, enabled=False):
+        return _SegmentCumsum.apply(x, segments, reverse)
 
 
 def spread_first(first: Tensor, segments: Segments) -> Tensor:
