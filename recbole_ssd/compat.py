@@ -8,9 +8,12 @@ download (data/dataset.py), command line and CUDA_VISIBLE_DEVICES read behind th
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from types import ModuleType
 
 import numpy as np
+import torch
 from recbole.evaluator.collector import Collector as RecBoleCollector
 from torch import Tensor
 
@@ -37,6 +40,18 @@ def apply() -> None:
             setattr(np, name, target)
     # Screens full of FutureWarnings about lines of RecBole's (fillna(inplace=True), cuda.amp).
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
+
+
+def sequential_models() -> ModuleType:
+    """RecBole's package of sequential models, imported without what its SINE does to the whole process.
+
+    sine.py:25 switches torch's anomaly detection on, for every model and for good: a step of GRU4Rec or SASRec then
+    takes twice as long (benchmarks/anomaly.py).
+    """
+    enabled = torch.is_anomaly_enabled()
+    module = importlib.import_module("recbole.model.sequential_recommender")
+    torch.autograd.set_detect_anomaly(enabled)
+    return module
 
 
 class Collector(RecBoleCollector):

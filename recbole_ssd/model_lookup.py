@@ -12,6 +12,7 @@ import recbole
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import ModelType
 
+from recbole_ssd.compat import sequential_models
 from recbole_ssd.plugins import load_plugin, package_of, plugins
 
 _OURS = "recbole_ssd.model"
@@ -80,7 +81,7 @@ def builtin_models() -> dict[str, type]:
     """RecBole's sequential models that run here, by name."""
     return {
         name: item
-        for name, item in vars(importlib.import_module(_RECBOLE)).items()
+        for name, item in vars(sequential_models()).items()
         if isinstance(item, type) and issubclass(item, SequentialRecommender) and name not in _NOT_HERE
     }
 
@@ -88,7 +89,7 @@ def builtin_models() -> dict[str, type]:
 def model_lines() -> list[str]:
     """One line for each model: ours first, with the first line of its docstring, then plug-ins, then RecBole's."""
     ours = {name: _first_line(item) for name, item in own_models().items()}
-    outside = {entry.name: _plugin_line(entry) for entry in plugins()}
+    outside = {entry.name: f"({package_of(entry)})" for entry in plugins()}  # not imported: it may be broken
     theirs = {name: _FIRST_LINES.get(name, "") + " (RecBole)" for name in sorted(builtin_models())}
     lines = {**ours, **outside, **theirs}
     width = max(map(len, lines))
@@ -99,20 +100,13 @@ def _first_line(model_class: type) -> str:
     return (model_class.__doc__ or "").strip().partition("\n")[0]
 
 
-def _plugin_line(entry) -> str:
-    try:
-        return f"{_first_line(load_plugin(entry))} ({package_of(entry)})"
-    except ValueError as error:
-        return str(error)
-
-
 def get_model(name: str) -> type:
     """The class of a model: ours, one of RecBole's sequential ones, or that of an entry point.
 
     Raises:
         ValueError: if no such model exists, it cannot run here, or two packages have a model of that name.
     """
-    found = _from_package(_OURS, name) or _from_package(_RECBOLE, name)
+    found = _from_package(_OURS, name) or _from_package(sequential_models().__name__, name)
     entries = [entry for entry in plugins() if entry.name == name]
     if len(entries) + bool(found) > 1:
         owners = [found.__module__] * bool(found) + [package_of(entry) for entry in entries]

@@ -3,6 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+
+from recbole_ssd.compat import sequential_models
+
+torch.set_num_threads(1)  # the tests are small: a second thread costs more than it does, most of all on a busy machine
+sequential_models()  # before a test imports one of RecBole's models, which would leave anomaly detection on
 
 ROOT = Path(__file__).resolve().parents[1]
 
