@@ -17,7 +17,7 @@ from recbole.utils import InputType
 from recbole_ssd import compat, config_checks
 from recbole_ssd.contradictions import check_together
 from recbole_ssd.model_lookup import check_model, get_model
-from recbole_ssd.settings import model_file, own_files, parse_value, read_yaml, recbole_files
+from recbole_ssd.settings import listed_keys, model_file, own_files, parse_value, read_yaml, recbole_files
 
 
 class Config(RecBoleConfig):
@@ -41,6 +41,7 @@ class Config(RecBoleConfig):
         self.files_read = []
         self.notes = []
         self._sources = {}  # key -> the config file, or 'config_dict', that set it last
+        self._required = set()  # keys that a model asked for
         super().__init__(model, dataset, config_file_list, config_dict)
 
     def given(self) -> dict:
@@ -56,12 +57,22 @@ class Config(RecBoleConfig):
         Raises:
             ValueError: if nothing sets it.
         """
+        self._required.add(key)
         if key not in self:
             raise ValueError(
                 f"'{key}' is not set: add it to {model_file(self.model_class)}, to a config file, "
                 f"or to the command line as --{key}=VALUE"
             )
         return self[key]
+
+    def unread(self) -> list[str]:
+        """Notes on settings of the user's that the model, now built, knows and did not read beside the others."""
+        of_model = set(read_yaml(model_file(self.model_class))) if model_file(self.model_class).is_file() else set()
+        return [
+            f"'{key}' (set in {source}) has no effect: {self['model']} does not read it with these settings"
+            for key, source in self._sources.items()
+            if key in of_model - self._required - listed_keys()
+        ]
 
     # The steps of RecBole's constructor, in the order in which it calls them.
 

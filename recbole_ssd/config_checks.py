@@ -28,6 +28,8 @@ ONE_OF = {
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop"),  # sparse_adam needs sparse embeddings
     "rm_dup_inter": (None, "first", "last"),
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
+    "ssd_backend": ("auto", "torch", "reference"),
+    "scan_backend": ("auto", "torch", "reference", "mamba_ssm"),
 }
 POSITIVE = (
     "epochs",
@@ -51,11 +53,26 @@ POSITIVE = (
     "layer_norm_eps",
     "initializer_range",
 )
-NOT_NEGATIVE = ("seed", "candidate_seed", "stopping_step", "worker", "weight_decay", "metric_decimal_place")
-NOT_NEGATIVE += ("balance_weight",)
+NOT_NEGATIVE = (
+    "seed",
+    "candidate_seed",
+    "stopping_step",
+    "worker",
+    "weight_decay",
+    "metric_decimal_place",
+    "balance_weight",
+)
 SHARES = ("dropout_prob", "hidden_dropout_prob", "attn_dropout_prob", "mask_ratio")
-WHOLE = ("epochs", "train_batch_size", "eval_batch_size", "max_batch_tokens", "seed")
-WHOLE += ("MAX_ITEM_LIST_LENGTH", "max_position")
+WHOLE = (
+    "epochs",
+    "train_batch_size",
+    "eval_batch_size",
+    "max_batch_tokens",
+    "MAX_ITEM_LIST_LENGTH",
+    "max_position",
+    "chunk_size",
+    "seed",
+)
 OPTIONAL = ("MAX_ITEM_LIST_LENGTH", "max_position", "chunk_size", "reranker_CAN_NUM")  # a number, None or text
 DICTS = {"clip_grad_norm": "{'max_norm': 5}", "val_interval": "{'rating': '[3,inf)'}"}
 INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")

@@ -41,11 +41,12 @@ def objective_function(config_dict=None, config_file_list=None, saved=True) -> d
     return _run(config, saved=saved, verbose=False)
 
 
-def load_data_and_model(model_file: str) -> tuple:
+def load_data_and_model(model_file: str, model=None) -> tuple:
     """Builds again what a checkpoint was trained on, with its weights.
 
     Args:
         model_file: a checkpoint of ours. It is read as plain data: no code of the file is run.
+        model (type, optional): the model's class, where its name alone does not find it.
 
     Returns:
         config, model, dataset, train_data, valid_data and test_data, as RecBole's function gives them.
@@ -54,7 +55,7 @@ def load_data_and_model(model_file: str) -> tuple:
         ValueError: if the file is no checkpoint, or its data are not there.
     """
     checkpoint = read_checkpoint(model_file)
-    config = Config(config_dict=checkpoint["config"])
+    config = Config(model, config_dict=checkpoint["config"])
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     dataset, train_data, valid_data, test_data, model = _build(config)
@@ -115,4 +116,6 @@ def _build(config: Config) -> tuple:
     init_seed(config["seed"], config["reproducibility"])
     model = config.model_class(config, train_data.dataset).to(config["device"])
     logger.info(model)
+    for note in config.unread():
+        logger.warning(note)
     return dataset, train_data, valid_data, test_data, model

@@ -1,12 +1,18 @@
 """The keys that a model of ours reads are exactly the keys that its YAML file sets."""
 
+from itertools import product
+
 import pytest
 import yaml
 
 from recbole_ssd import Config, create_dataset, data_preparation
+from recbole_ssd.layers.mixture import GATES
+from recbole_ssd.model.mambarec import BLOCKS
 from recbole_ssd.model.mixer import SSMS
 from recbole_ssd.model_lookup import own_models
 from recbole_ssd.settings import listed_keys, properties_folder
+
+CHOICES = {"ssm": SSMS, "block": BLOCKS, "gate": GATES}
 
 
 class RecordingConfig(Config):
@@ -32,7 +38,8 @@ def keys_read(model: str, settings: dict) -> set:
 @pytest.mark.parametrize("model", own_models())
 def test_a_model_reads_the_keys_of_its_yaml(run_folder, tiny, model):
     in_yaml = set(yaml.safe_load((properties_folder() / "model" / f"{model}.yaml").read_text()))
-    variants = [{"ssm": ssm} for ssm in SSMS] if "ssm" in in_yaml else [{}]  # each reads keys of its own
+    choices = {key: words for key, words in CHOICES.items() if key in in_yaml}  # each word reads keys of its own
+    variants = (dict(zip(choices, words)) for words in product(*choices.values()))
     read = set().union(*(keys_read(model, {**tiny, **variant}) for variant in variants))
     assert in_yaml <= read, "set and never read"
     assert read <= in_yaml | listed_keys() | {"device"}, "read and set nowhere"

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from recbole_ssd import Config, get_model, run_recbole_ssd
+from recbole_ssd import Config, get_model, load_data_and_model, run_recbole_ssd
 from recbole_ssd.model_lookup import model_lines
 from tests.conftest import ROOT
 
@@ -42,7 +42,7 @@ def test_contributings_model_trains_by_name(install, run_folder, tiny):
     result = run_recbole_ssd("MyModel", config_dict={**tiny, "epochs": 2})
     assert result["config"]["num_layers"] == 2 and result["test_result"]
     line = next(line for line in model_lines() if line.startswith("MyModel"))
-    assert line.split(maxsplit=1)[1] == "Running means over packed histories. (package 'my-package')"
+    assert line.split(maxsplit=1)[1] == "(package 'my-package')"
 
 
 def test_its_keys_are_known_and_its_misspelt_keys_are_not(install, tiny):
@@ -59,7 +59,10 @@ def test_a_class_runs_without_an_entry_point(install, run_folder, tiny):
     install(name="Another", value="my_package.mymodel:Another")
     from my_package.mymodel import MyModel
 
-    assert run_recbole_ssd(MyModel, config_dict={**tiny, "epochs": 1})["test_result"]
+    checkpoint = run_recbole_ssd(MyModel, config_dict={**tiny, "epochs": 1})["checkpoint"]
+    with pytest.raises(ValueError, match="there is no model 'MyModel'"):
+        load_data_and_model(checkpoint)
+    assert type(load_data_and_model(checkpoint, MyModel)[1]) is MyModel
 
 
 def test_a_missing_key_names_the_file_of_the_plug_in(install, run_folder, tiny):

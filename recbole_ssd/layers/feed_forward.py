@@ -20,19 +20,20 @@ class FeedForward(nn.Module):
         hidden_size: d.
         inner_size: width in between.
         hidden_act: `gelu`, `relu` or `silu`.
-        inner_dropout_prob: dropout after the activation.
         dropout_prob: dropout before the residual.
         layer_norm_eps: of the LayerNorm.
+        inner_dropout_prob: dropout after the activation.
     """
 
     def __init__(
         self,
         hidden_size: int,
         inner_size: int,
+        *,
         hidden_act: str,
-        inner_dropout_prob: float,
         dropout_prob: float,
         layer_norm_eps: float,
+        inner_dropout_prob: float = 0.0,
     ):
         super().__init__()
         if hidden_act not in ACTIVATIONS:

@@ -29,10 +29,6 @@ class Gate(nn.Module):
     Args:
         hidden_size: d.
         gate: `running_mean`, `token` or `top1`.
-
-    Attributes:
-        balance: after a forward in training with `top1` the balancing loss, a scalar, 1 where both experts get equal
-            shares and 2 where one gets all; else None.
     """
 
     def __init__(self, hidden_size: int, gate: str):
@@ -41,29 +37,40 @@ class Gate(nn.Module):
             raise ValueError(f"gate must be one of {', '.join(GATES)}, got '{gate}'")
         self.gate = gate
         self.proj = nn.Linear(hidden_size, 2)
-        self.balance = None
+        self._balance = None
         self.register_buffer("_shares", torch.zeros(2), persistent=False)  # summed over tokens since the last reading
 
-    def forward(self, x: Tensor, segments: Segments) -> Tensor:
-        """(T, d) -> (T, 2)."""
-        if self.gate == "running_mean":
-            x = segment_cumsum(x, segments) / (segments.position + 1)[:, None]
+    def forward(self, x: Tensor, segments: Segments, rows: Tensor | None = None) -> Tensor:
+        """(T, d) -> (T, 2), or with `rows` the weights at these positions only: others do not count in the shares."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(self.proj.weight.dtype)
+            if self.gate == "running_mean":
+                x = segment_cumsum(x, segments) / (segments.position + 1)[:, None]
+            return self._weights(x if rows is None else x.index_select(0, rows))
+
+    def _weights(self, x: Tensor) -> Tensor:
         probabilities = self.proj(x).softmax(-1)
         if self.gate != "top1":
             return self._counted(probabilities)
         chosen = F.one_hot(probabilities.argmax(-1), 2).to(probabilities.dtype)
         if self.training:
-            self.balance = 2 * (chosen.mean(0) * probabilities.mean(0)).sum()
-        self._counted(chosen)
-        return chosen * probabilities
+            self._balance = 2 * (chosen.mean(0) * probabilities.mean(0)).sum()
+        return self._counted(chosen) * probabilities
 
     def _counted(self, weights: Tensor) -> Tensor:
         if self.training:
             self._shares += weights.detach().sum(0)
         return weights
 
-    def shares(self) -> list[float]:
-        """What share of the weight (of the tokens, with top1) each expert got in training since the last call."""
-        shares = (self._shares / self._shares.sum()).tolist()
+    def take_balance(self) -> Tensor | None:
+        """The balancing loss of the last forward in training, once: 1 where both experts have equal shares, 2 where
+        one has all. None for the soft gates."""
+        balance, self._balance = self._balance, None
+        return balance
+
+    def take_shares(self) -> list[float] | None:
+        """What share of the weight (of the tokens, with top1) each expert had in training since the last call."""
+        total = self._shares.sum()
+        shares = (self._shares / total).tolist() if total > 0 else None
         self._shares.zero_()
         return shares

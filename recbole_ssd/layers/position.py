@@ -12,12 +12,14 @@ from recbole_ssd.ops.packing import Segments
 
 
 class Position(nn.Module):
-    """One vector for each of the first `max_position` places; all later ones share the last vector."""
+    """Adds a vector for each of the first `max_position` places; all later ones share the last. None adds nothing."""
 
-    def __init__(self, max_position: int, hidden_size: int):
+    def __init__(self, max_position: int | None, hidden_size: int):
         super().__init__()
-        self.embedding = nn.Embedding(max_position, hidden_size)
+        self.embedding = nn.Embedding(max_position, hidden_size) if max_position else None
 
-    def forward(self, segments: Segments) -> Tensor:
-        """(T, d)."""
-        return self.embedding(segments.position.clamp(max=self.embedding.num_embeddings - 1))
+    def forward(self, x: Tensor, segments: Segments) -> Tensor:
+        """(T, d) -> (T, d)."""
+        if self.embedding is None:
+            return x
+        return x + self.embedding(segments.position.clamp(max=self.embedding.num_embeddings - 1))

@@ -27,6 +27,7 @@ class Residual(nn.Module):
         self,
         mixer: nn.Module,
         hidden_size: int,
+        *,
         dropout_prob: float,
         layer_norm_eps: float,
         residual: bool = True,

@@ -28,24 +28,18 @@ class Mamba4Rec(PackedSequentialRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        hidden_size, num_layers = config.required("hidden_size"), config.required("num_layers")
-        dropout_prob, eps = config.required("dropout_prob"), config.required("layer_norm_eps")
-        self.dropout = Dropout(dropout_prob)
-        self.LayerNorm = nn.LayerNorm(hidden_size, eps=eps)
-        self.layers = nn.ModuleList(
-            Residual(
-                mamba1(config),
-                hidden_size,
-                dropout_prob,
-                eps,
-                residual=num_layers > 1,
-                feed_forward=FeedForward(
-                    hidden_size, config.required("inner_size"), "gelu", dropout_prob, dropout_prob, eps
-                ),
-            )
-            for _ in range(num_layers)
-        )
+        norm = {key: config.required(key) for key in ("dropout_prob", "layer_norm_eps")}
+        self.dropout = Dropout(norm["dropout_prob"])
+        self.LayerNorm = nn.LayerNorm(config.required("hidden_size"), eps=norm["layer_norm_eps"])
+        self.layers = nn.ModuleList(self._layer(config, norm) for _ in range(config.required("num_layers")))
         self.initialize(config.required("initializer_range"))
+
+    def _layer(self, config, norm: dict) -> Residual:
+        hidden_size, inner_size = config.required("hidden_size"), config.required("inner_size")
+        inner_dropout = {"inner_dropout_prob": norm["dropout_prob"]}
+        feed_forward = FeedForward(hidden_size, inner_size, hidden_act="gelu", **inner_dropout, **norm)
+        residual = config.required("num_layers") > 1
+        return Residual(mamba1(config), hidden_size, residual=residual, feed_forward=feed_forward, **norm)
 
     def embed(self, stream: Stream) -> Tensor:
         return self.LayerNorm(self.dropout(self.item_embedding(stream.items)))

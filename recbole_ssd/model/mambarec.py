@@ -37,8 +37,8 @@ class MambaRec(PackedSequentialRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        hidden_size, max_position = config.required("hidden_size"), config.required("max_position")
-        self.position = Position(max_position, hidden_size) if max_position else None
+        hidden_size = config.required("hidden_size")
+        self.position = Position(config.required("max_position"), hidden_size)
         self.scale = math.sqrt(hidden_size)
         self.dropout = Dropout(config.required("dropout_prob"))
         self.layers = nn.ModuleList(self.layer(config) for _ in range(config.required("num_layers")))
@@ -46,21 +46,20 @@ class MambaRec(PackedSequentialRecommender):
 
     def layer(self, config) -> nn.Module:
         """A fresh layer."""
-        block, dropout_prob, eps = (config.required(key) for key in ("block", "dropout_prob", "layer_norm_eps"))
-        hidden_size, hidden_act = config.required("hidden_size"), config.required("hidden_act")
-        feed_forward = FeedForward(hidden_size, config.required("inner_size"), hidden_act, 0.0, dropout_prob, eps)
+        block, hidden_size = config.required("block"), config.required("hidden_size")
         if block not in BLOCKS:
             raise ValueError(f"block must be one of {', '.join(BLOCKS)}, got '{block}'")
         if block == "full" and config.required("num_layers") == 1:
             return Bare(mamba(config))
-        feed_forward = feed_forward if block == "mixer" else None
-        return Residual(mamba(config), hidden_size, dropout_prob, eps, feed_forward=feed_forward)
+        norm = {key: config.required(key) for key in ("dropout_prob", "layer_norm_eps")}
+        if block == "full":
+            return Residual(mamba(config), hidden_size, **norm)
+        inner_size, hidden_act = config.required("inner_size"), config.required("hidden_act")
+        feed_forward = FeedForward(hidden_size, inner_size, hidden_act=hidden_act, **norm)
+        return Residual(mamba(config), hidden_size, feed_forward=feed_forward, **norm)
 
     def embed(self, stream: Stream) -> Tensor:
-        x = self.item_embedding(stream.items) * self.scale
-        if self.position is not None:
-            x = x + self.position(stream.segments)
-        return self.dropout(x)
+        return self.dropout(self.position(self.item_embedding(stream.items) * self.scale, stream.segments))
 
 
 class Bare(nn.Module):

@@ -1,7 +1,8 @@
-"""The Mamba blocks that a config describes."""
+"""The mixers that a config describes."""
 
 from __future__ import annotations
 
+from recbole_ssd.layers.attention import SelfAttention
 from recbole_ssd.layers.mamba import Mamba
 from recbole_ssd.layers.mamba2 import Mamba2
 
@@ -45,3 +46,10 @@ def mamba(config) -> Mamba | Mamba2:
     if ssm == "mamba2" and config.required("dt_init") != "paper":
         raise ValueError("dt_init: authors is for Mamba-1, whose dt_proj their code resets: set ssm to mamba1")
     return mamba1(config) if ssm == "mamba1" else mamba2(config)
+
+
+def self_attention(config) -> SelfAttention:
+    """Causal attention. Reads hidden_size, n_heads and attn_dropout_prob."""
+    return SelfAttention(
+        config.required("hidden_size"), config.required("n_heads"), config.required("attn_dropout_prob")
+    )

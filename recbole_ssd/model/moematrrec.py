@@ -20,13 +20,13 @@ from __future__ import annotations
 from recbole.data.interaction import Interaction
 from torch import Tensor, nn
 
-from recbole_ssd.layers.attention import MultiHeadAttention
 from recbole_ssd.layers.feed_forward import FeedForward
 from recbole_ssd.layers.mixture import Gate
+from recbole_ssd.layers.residual import Residual
 from recbole_ssd.ops.packing import Segments
 
 from .mambarec import MambaRec
-from .mixer import mamba
+from .mixer import mamba, self_attention
 
 EXPERTS = ("mamba", "attention")
 
@@ -36,44 +36,46 @@ class MoEMaTrRec(MambaRec):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.balance_weight = config.required("balance_weight")
+        self.balance_weight = config.required("balance_weight") if config.required("gate") == "top1" else 0.0
 
     def layer(self, config) -> nn.Module:
         """A fresh layer."""
-        hidden_size, dropout_prob = config.required("hidden_size"), config.required("dropout_prob")
-        inner_size, hidden_act = config.required("inner_size"), config.required("hidden_act")
-        n_heads, attn_dropout_prob = config.required("n_heads"), config.required("attn_dropout_prob")
-        eps = config.required("layer_norm_eps")
+        hidden_size, inner_size = config.required("hidden_size"), config.required("inner_size")
+        norm = {key: config.required(key) for key in ("dropout_prob", "layer_norm_eps")}
         return MixtureLayer(
             mamba(config),
-            MultiHeadAttention(hidden_size, n_heads, dropout_prob, attn_dropout_prob, eps),
+            Residual(self_attention(config), hidden_size, **norm),
             Gate(hidden_size, config.required("gate")),
-            FeedForward(hidden_size, inner_size, hidden_act, 0.0, dropout_prob, eps),
+            FeedForward(hidden_size, inner_size, hidden_act=config.required("hidden_act"), **norm),
         )
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         loss = super().calculate_loss(interaction)
-        balances = [layer.gate.balance for layer in self.layers if layer.gate.balance is not None]
-        return loss + self.balance_weight * sum(balances) if balances else loss
+        balances = [layer.gate.take_balance() for layer in self.layers]
+        return loss + self.balance_weight * sum(balance for balance in balances if balance is not None)
 
     def epoch_figures(self) -> dict[str, float]:
-        """What share each expert had in the training since the last call, by layer; the trainer logs it each epoch."""
+        """What share each expert had in the training since the last call, by layer; the trainer logs it each epoch.
+
+        In the last layer the positions count that are read: with `supervision: prefixes` the ends of the prefixes.
+        """
         return {
             f"share of {expert}, layer {number}": share
             for number, layer in enumerate(self.layers)
-            for expert, share in zip(EXPERTS, layer.gate.shares())
+            for expert, share in zip(EXPERTS, layer.gate.take_shares() or ())
         }
 
 
 class MixtureLayer(nn.Module):
     """Two experts, a gate, and a feed-forward network after them."""
 
-    def __init__(self, mamba: nn.Module, attention: MultiHeadAttention, gate: Gate, feed_forward: FeedForward):
+    def __init__(self, mamba: nn.Module, attention: Residual, gate: Gate, feed_forward: FeedForward):
         super().__init__()
         self.mamba, self.attention, self.gate, self.feed_forward = mamba, attention, gate, feed_forward
 
     def forward(self, x: Tensor, segments: Segments, rows: Tensor | None = None) -> Tensor:
         """(T, d) -> (T, d), or with `rows` the result at these positions only."""
-        weights = self.gate(x, segments)  # (T, 2)
-        y = weights[:, :1] * self.mamba(x, segments) + weights[:, 1:] * self.attention(x, segments)
-        return self.feed_forward(y if rows is None else y.index_select(0, rows))
+        weights = self.gate(x, segments, rows)  # (T, 2)
+        mamba, attention = self.mamba(x, segments), self.attention(x, segments, rows)
+        mamba = mamba if rows is None else mamba.index_select(0, rows)
+        return self.feed_forward(weights[:, :1] * mamba + weights[:, 1:] * attention)

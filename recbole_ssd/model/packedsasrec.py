@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from recbole_ssd.layers.attention import MultiHeadAttention
 from recbole_ssd.layers.dropout import Dropout
 from recbole_ssd.layers.feed_forward import FeedForward
 from recbole_ssd.layers.position import Position
-from recbole_ssd.ops.packing import Segments
+from recbole_ssd.layers.residual import Residual
 
 from .abstract_recommender import PackedSequentialRecommender, Stream
+from .mixer import self_attention
 
 
 class PackedSASRec(PackedSequentialRecommender):
@@ -28,37 +28,21 @@ class PackedSASRec(PackedSequentialRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        hidden_size, eps = config.required("hidden_size"), config.required("layer_norm_eps")
-        dropout_prob = config.required("hidden_dropout_prob")
-        self.position = Position(config.required("max_position"), hidden_size)
-        self.LayerNorm = nn.LayerNorm(hidden_size, eps=eps)
-        self.dropout = Dropout(dropout_prob)
-        self.layers = nn.ModuleList(
-            TransformerLayer(
-                MultiHeadAttention(
-                    hidden_size, config.required("n_heads"), dropout_prob, config.required("attn_dropout_prob"), eps
-                ),
-                FeedForward(
-                    hidden_size, config.required("inner_size"), config.required("hidden_act"), 0.0, dropout_prob, eps
-                ),
-            )
-            for _ in range(config.required("n_layers"))
-        )
+        self.position = Position(config.required("max_position"), config.required("hidden_size"))
+        norm = {
+            "dropout_prob": config.required("hidden_dropout_prob"),
+            "layer_norm_eps": config.required("layer_norm_eps"),
+        }
+        self.LayerNorm = nn.LayerNorm(config.required("hidden_size"), eps=norm["layer_norm_eps"])
+        self.dropout = Dropout(norm["dropout_prob"])
+        self.layers = nn.ModuleList(self._layer(config, norm) for _ in range(config.required("n_layers")))
         self.initialize(config.required("initializer_range"))
 
+    def _layer(self, config, norm: dict) -> Residual:
+        hidden_size, inner_size = config.required("hidden_size"), config.required("inner_size")
+        feed_forward = FeedForward(hidden_size, inner_size, hidden_act=config.required("hidden_act"), **norm)
+        return Residual(self_attention(config), hidden_size, feed_forward=feed_forward, **norm)
+
     def embed(self, stream: Stream) -> Tensor:
-        x = self.item_embedding(stream.items) + self.position(stream.segments)
+        x = self.position(self.item_embedding(stream.items), stream.segments)
         return self.dropout(self.LayerNorm(x))
-
-
-class TransformerLayer(nn.Module):
-    """Attention and feed-forward, each with its residual and norm."""
-
-    def __init__(self, attention: MultiHeadAttention, feed_forward: FeedForward):
-        super().__init__()
-        self.attention, self.feed_forward = attention, feed_forward
-
-    def forward(self, x: Tensor, segments: Segments, rows: Tensor | None = None) -> Tensor:
-        """(T, d) -> (T, d), or with `rows` the result at these positions only."""
-        h = self.attention(x, segments)
-        return self.feed_forward(h if rows is None else h.index_select(0, rows))

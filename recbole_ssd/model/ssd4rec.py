@@ -46,7 +46,14 @@ class SSD4Rec(PackedSequentialRecommender):
         self.layers = nn.ModuleList(
             SSD4RecLayer(
                 mixer=mamba2(config),
-                feed_forward=FeedForward(hidden_size, config.required("inner_size"), "gelu", dropout_prob, 0.0, eps),
+                feed_forward=FeedForward(
+                    hidden_size,
+                    config.required("inner_size"),
+                    hidden_act="gelu",
+                    inner_dropout_prob=dropout_prob,
+                    dropout_prob=0.0,
+                    layer_norm_eps=eps,
+                ),
                 bidirectional=config.required("bidirectional"),
                 beta=config.required("beta"),
                 dropout_prob=dropout_prob,

@@ -40,12 +40,13 @@ def test_balance_is_1_for_equal_shares_and_2_for_one_expert():
         g.proj.weight.zero_()
         g.proj.bias.copy_(torch.tensor([50.0, -50.0]))
         g(x, SEGMENTS)
-        assert g.balance.item() == pytest.approx(2)
+        assert g.take_balance().item() == pytest.approx(2)
         g.proj.bias.zero_()
         g.proj.weight[0, 0] = 1e3  # one coordinate decides, hard
         x[:, 0] = torch.tensor([1.0, -1.0]).repeat(37)
         g(x, SEGMENTS)
-        assert g.balance.item() == pytest.approx(1)
+        assert g.take_balance().item() == pytest.approx(1)
+        assert g.take_balance() is None
 
 
 @pytest.mark.parametrize("name", GATES)
@@ -54,11 +55,43 @@ def test_shares_are_those_of_training_since_the_last_reading(name):
     weights = g(x, SEGMENTS)
     g.eval()(tokens(seed=2), SEGMENTS)
     want = ((weights > 0).double() if name == "top1" else weights).mean(0)
-    torch.testing.assert_close(torch.tensor(g.shares()), want.float(), rtol=1e-5, atol=1e-6)
-    assert g._shares.sum() == 0
+    torch.testing.assert_close(torch.tensor(g.take_shares()), want.float(), rtol=1e-5, atol=1e-6)
+    assert g.take_shares() is None
 
 
-def test_soft_gates_have_no_balancing_loss():
-    g = gate("token")
+def test_balancing_loss_moves_a_skewed_gate_towards_equal_shares():
+    g, x = gate("top1"), tokens()
+    optimizer = torch.optim.SGD(g.parameters(), lr=1.0)
+    with torch.no_grad():
+        g.proj.bias += torch.tensor([3.0, 0.0])
+    g(x, SEGMENTS)
+    before = g.take_balance()
+    before.backward()
+    optimizer.step()
+    g(x, SEGMENTS)
+    assert g.take_balance() < before
+
+
+@pytest.mark.parametrize("name", ["running_mean", "token"])
+def test_soft_gates_have_no_balancing_loss(name):
+    g = gate(name)
     g(tokens(), SEGMENTS)
-    assert g.balance is None
+    assert g.take_balance() is None
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_some_rows_are_the_rows_of_all_and_only_they_count(name):
+    g, x, rows = gate(name), tokens(), torch.tensor([2, 3, 50])
+    want = g(x, SEGMENTS)[rows]
+    g.take_shares()
+    torch.testing.assert_close(g(x, SEGMENTS, rows), want)
+    counted = (want > 0).double() if name == "top1" else want
+    torch.testing.assert_close(torch.tensor(g.take_shares()), counted.mean(0).float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_autocast_leaves_the_gate_in_float32(name):
+    g, x = gate(name).float(), tokens().float()
+    plain = g(x, SEGMENTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(g(x, SEGMENTS), plain)

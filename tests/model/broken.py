@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
+from recbole_ssd.layers.attention import SelfAttention
 from recbole_ssd.layers.mixture import Gate
 from recbole_ssd.model.mamba4rec import Mamba4Rec
 from recbole_ssd.model.moematrrec import MoEMaTrRec
@@ -33,25 +33,21 @@ class FlippedBack(SSD4Rec):
         return super().encode(stream) + super().encode(stream._replace(items=stream.items[flip]))[flip]
 
 
-class UncausalAttention(nn.Module):
+class UncausalAttention(SelfAttention):
     """The attention of MoEMaTrRec's original: inside the history, and without a causal mask."""
-
-    def __init__(self, attention):
-        super().__init__()
-        self.causal = attention
 
     def forward(self, x, segments):
         rows = []
         for part in x.split(segments.lengths.tolist()):
-            query, key, value = (getattr(self.causal, name)(part) for name in ("query", "key", "value"))
+            query, key, value = (project(part) for project in (self.query, self.key, self.value))
             rows.append((query @ key.t() / query.shape[1] ** 0.5).softmax(-1) @ value)
-        return self.causal.LayerNorm(self.causal.dense(torch.cat(rows)) + x)
+        return self.dense(torch.cat(rows))
 
 
 class WholeHistoryGate(Gate):
     """The gate of MoEMaTrRec's original: it reads the mean of the whole history."""
 
-    def forward(self, x, segments):
+    def forward(self, x, segments, rows=None):
         means = [part.mean(0, keepdim=True).expand_as(part) for part in x.split(segments.lengths.tolist())]
         return self.proj(torch.cat(means)).softmax(-1)
 
@@ -59,7 +55,7 @@ class WholeHistoryGate(Gate):
 class UncausalMoEMaTrRec(MoEMaTrRec):
     def layer(self, config):
         layer = super().layer(config)
-        layer.attention = UncausalAttention(layer.attention)
+        layer.attention.mixer = UncausalAttention(config["hidden_size"], 1, 0.0)
         return layer
 
 

@@ -1,12 +1,17 @@
+import copy
+
 import pytest
 import torch
 
 from .conftest import N_ITEMS, packed, random_histories
 
 
+def targets_of(histories):
+    return packed(histories, torch.randint(1, N_ITEMS, (sum(map(len, histories)),)))
+
+
 def trained_on(model, histories):
-    targets = torch.randint(1, N_ITEMS, (sum(map(len, histories)),))
-    return model.train().calculate_loss(packed(histories, targets))
+    return model.train().calculate_loss(targets_of(histories))
 
 
 @pytest.mark.parametrize("gate", ["running_mean", "token", "top1"])
@@ -28,8 +33,31 @@ def test_balancing_loss_has_its_weight_and_is_top1s_alone(build):
 
     with_it, model = loss(gate="top1", balance_weight=0.5)
     without, _ = loss(gate="top1", balance_weight=0.0)
-    assert with_it - without == pytest.approx(0.5 * model.layers[0].gate.balance.item(), rel=1e-3)
+    torch.manual_seed(3)
+    trained_gate = model.layers[0].gate
+    super(type(model), model).calculate_loss(targets_of(random_histories()))
+    assert with_it - without == pytest.approx(0.5 * trained_gate.take_balance().item(), rel=1e-3)
     assert loss(gate="token", balance_weight=0.5)[0] == loss(gate="token", balance_weight=0.0)[0]
+
+
+def test_shares_belong_to_the_experts_they_name(build):
+    model = build("MoEMaTrRec", gate="token")
+    with torch.no_grad():
+        model.layers[0].gate.proj.weight.zero_()
+        model.layers[0].gate.proj.bias.copy_(torch.tensor([50.0, -50.0]))
+        before = model.full_sort_predict(packed(random_histories()))
+        for parameter in model.layers[0].mamba.parameters():
+            parameter.mul_(0.5)
+        assert not torch.allclose(model.full_sort_predict(packed(random_histories())), before, atol=1e-4)
+    trained_on(model, random_histories())
+    assert model.epoch_figures()["share of mamba, layer 0"] == pytest.approx(1)
+    assert model.epoch_figures() == {}
+
+
+def test_a_model_in_training_can_be_copied(build):
+    model = build("MoEMaTrRec", gate="top1")
+    trained_on(model, random_histories()).backward()
+    copy.deepcopy(model)
 
 
 def test_each_expert_is_heard(build):

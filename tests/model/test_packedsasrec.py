@@ -9,7 +9,8 @@ from .conftest import Catalogue, packed, padded, random_histories
 
 NAMES = {
     "trm_encoder.layer.": "layers.",
-    "multi_head_attention.": "attention.",
+    "multi_head_attention.LayerNorm.": "LayerNorm.",
+    "multi_head_attention.": "mixer.",
     "feed_forward.dense_1.": "feed_forward.w_1.",
     "feed_forward.dense_2.": "feed_forward.w_2.",
     "position_embedding.": "position.embedding.",
@@ -44,6 +45,6 @@ def test_scores_are_those_of_recboles_sasrec_with_its_weights(build):
 def test_positions_count_from_the_first_item_and_the_last_ones_share(build):
     model = build("PackedSASRec", max_position=5)
     stream = model.stream(packed([[1] * 8, [1] * 3]))
-    vectors = model.position(stream.segments)
+    vectors = model.position(torch.zeros(11, 16), stream.segments)
     table = model.position.embedding.weight
     torch.testing.assert_close(vectors, table[[0, 1, 2, 3, 4, 4, 4, 4, 0, 1, 2]])
