@@ -74,12 +74,15 @@ def commit() -> str:
     return head + ("+changes" if changed.stdout.strip() else "")
 
 
+COMMIT = commit()  # read at the start: a long run may outlast it
+
+
 def save(name: str, figures: dict, command: str | None = None, seed: int = SEED) -> Path:
     """Writes figures with what is needed to believe and repeat them; `command` is that of this process by default."""
     record = {
         **figures,
         "command": command or "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit(),
+        "commit": COMMIT,
         "seed": seed,
         "threads": torch.get_num_threads(),
         "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),

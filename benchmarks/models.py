@@ -28,11 +28,11 @@ from recbole_ssd.data import split_fingerprint
 from recbole_ssd.environment import peak_rss_mb
 
 DATASET = "ml-100k"
-PATIENCE = 10  # validations without a better NDCG@10, one after each epoch
+PATIENCE = 10  # RecBole stops at the validation after so many without a better NDCG@10; one after each epoch
 SHARED = {"hidden_size": 64, "loss_type": "CE", "epochs": 200, "stopping_step": PATIENCE, "show_progress": False}
 SHARED["learning_rate"] = 0.003
 OURS = {"train_batch_size": 4096}
-THEIRS = {"MAX_ITEM_LIST_LENGTH": 50, "train_batch_size": 2048, "train_neg_sample_args": None}  # RecBole's own
+THEIRS = {"MAX_ITEM_LIST_LENGTH": 50, "train_batch_size": 2048, "train_neg_sample_args": None}  # RecBole's defaults
 MODELS = {
     "SSD4Rec": ("SSD4Rec", OURS),
     "MambaRec": ("MambaRec", OURS),
@@ -41,11 +41,14 @@ MODELS = {
     "Mamba4Rec": ("Mamba4Rec", OURS),
     "RecMamba": ("RecMamba", OURS),
     "RecMamba BCE": ("RecMamba", {**OURS, "loss_type": "BCE"}),  # its authors' loss
-    "PackedSASRec": ("PackedSASRec", {**OURS, "learning_rate": 0.001}),  # at .003 its validation peaks lower
+    "PackedSASRec": (
+        "PackedSASRec",
+        {**OURS, "learning_rate": 0.001},
+    ),  # seed 2020: best validation .0612; at .003 .0600
     "GRU4Rec": ("GRU4Rec", {**THEIRS, "embedding_size": 64}),
     "SASRec": ("SASRec", THEIRS),
 }
-LIMIT_S = {"GRU4Rec": 2700, "SASRec": 2700}
+LIMIT_S = {"SASRec": 1500}
 ONE_SEED = ("SASRec", "MambaRec mamba2", "RecMamba BCE")  # it takes hours here; variants of models that have three
 
 

@@ -47,7 +47,7 @@ def model_records() -> dict[str, list[dict]]:
     by_model = {}
     for run in runs:
         by_model.setdefault(run["model"], []).append(run)
-    return dict(sorted(by_model.items(), key=lambda item: -fmean(run["test_result"]["ndcg@10"] for run in item[1])))
+    return dict(sorted(by_model.items(), key=lambda item: -fmean(r["best_valid_result"]["ndcg@10"] for r in item[1])))
 
 
 def models_table() -> str:
