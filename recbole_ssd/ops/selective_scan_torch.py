@@ -11,8 +11,8 @@ T n i numbers: saved are the inputs and the state before each chunk, and the bac
 block's recurrence again. No chunk spans two segments and no arithmetic mixes chunks: neither the future nor a neighbour
 reaches a result, not even in rounding.
 
-Tried and dropped: all chunks of a segment at once, first from zero, then from the states that this gives. A stream of
-one segment took 7 % less time, of two or more a quarter to a half longer.
+Tried and dropped: all chunks of a segment at once, first from zero, then from the states that this gives. Only a
+stream of one segment took less time, and little.
 
 Gu and Dao, "Mamba", https://arxiv.org/abs/2312.00752, equation (2), is the recurrence; the schedule is ours.
 
@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from .packing import Segments
 
-CHUNK = 16  # tokens; 8 is no faster and keeps twice the states, 32 takes up to 8 % longer
+CHUNK = 16  # tokens; 8 is no faster and keeps twice the states, 32 is slower
 ROOM = 2**17  # numbers of a block's (r, n, i): three such tensors stay in a core's cache
 ROOM_ON_GPU = 2**24  # there a launch costs more than memory (a guess, not measured)
 
