@@ -31,24 +31,24 @@ DATASET = "ml-100k"
 PATIENCE = 10  # RecBole stops at the validation after so many without a better NDCG@10; one after each epoch
 SHARED = {"hidden_size": 64, "loss_type": "CE", "epochs": 200, "stopping_step": PATIENCE, "show_progress": False}
 SHARED["learning_rate"] = 0.003
-OURS = {"train_batch_size": 4096}
+# Chosen by the validation of seed 2020: dropout .5 for MambaRec (.0800; .2 gave .0713), .001 for PackedSASRec (.0612;
+# .003 gave .0600) and so for SASRec.
+OURS = {"train_batch_size": 4096, "dropout_prob": 0.5}
+SLOWLY = {"learning_rate": 0.001}
 THEIRS = {"MAX_ITEM_LIST_LENGTH": 50, "train_batch_size": 2048, "train_neg_sample_args": None}  # RecBole's defaults
 MODELS = {
-    "SSD4Rec": ("SSD4Rec", OURS),
     "MambaRec": ("MambaRec", OURS),
-    "MambaRec mamba2": ("MambaRec", {**OURS, "ssm": "mamba2"}),
-    "MoEMaTrRec": ("MoEMaTrRec", OURS),
+    "SSD4Rec": ("SSD4Rec", OURS),
     "Mamba4Rec": ("Mamba4Rec", OURS),
+    "MoEMaTrRec": ("MoEMaTrRec", OURS),
     "RecMamba": ("RecMamba", OURS),
+    "PackedSASRec": ("PackedSASRec", {"train_batch_size": 4096, **SLOWLY}),  # its dropout is .5 by itself
+    "MambaRec mamba2": ("MambaRec", {**OURS, "ssm": "mamba2"}),
     "RecMamba BCE": ("RecMamba", {**OURS, "loss_type": "BCE"}),  # its authors' loss
-    "PackedSASRec": (
-        "PackedSASRec",
-        {**OURS, "learning_rate": 0.001},
-    ),  # seed 2020: best validation .0612; at .003 .0600
     "GRU4Rec": ("GRU4Rec", {**THEIRS, "embedding_size": 64}),
-    "SASRec": ("SASRec", THEIRS),
+    "SASRec": ("SASRec", {**THEIRS, **SLOWLY}),
 }
-LIMIT_S = {"SASRec": 1500}
+LIMIT_S = {"SASRec": 600}
 ONE_SEED = ("SASRec", "MambaRec mamba2", "RecMamba BCE")  # it takes hours here; variants of models that have three
 
 
