@@ -1,16 +1,14 @@
-"""Dropout whose mask costs about half of torch's on a CPU.
+"""Dropout whose mask costs about half of torch's on a CPU (`ops/random_bits.py`). On a GPU torch's own is used.
 
-torch draws one random number an element there, from one serial generator; we draw 64 bits for four elements. The
-dropout rate is kept to 1/65536, and the scale is that of the rate that is kept. On a GPU torch's own is used.
+The rate is kept to 1/65536, and the scale is that of the rate that is kept.
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEVELS = 2**16
+from recbole_ssd.ops.random_bits import LEVELS, kept
 
 
 class Dropout(nn.Dropout):
@@ -22,6 +20,4 @@ class Dropout(nn.Dropout):
         dropped = round(self.p * LEVELS)
         if x.device.type != "cpu" or not 0 < dropped < LEVELS:
             return F.dropout(x, self.p)
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - LEVELS // 2
-        return x * (kept * (LEVELS / (LEVELS - dropped))).to(x.dtype)
+        return x * (kept(x.shape, dropped, x.device) * (LEVELS / (LEVELS - dropped))).to(x.dtype)

@@ -52,15 +52,7 @@ def attention(
     tensor([ 1.0000,  1.5000,  2.0000, 10.0000, 15.0000])
     """
     _check(q, k, v, dropout_p, backend)
-    b, length = q.shape[:2]
-    if cu_seqlens is None:
-        segments = Segments.dense(b, length, q.device)
-    else:
-        segments = Segments.of(cu_seqlens)
-        if b != 1 or segments.total != length:
-            raise ValueError(
-                f"a packed stream has shape (1, {segments.total}, ...) for these cu_seqlens, got q {tuple(q.shape)}"
-            )
+    segments = Segments.of_batch(q, cu_seqlens)
     run = attention_reference if backend == "reference" else attention_torch
     with torch.autocast(q.device.type, enabled=False):
         return run(*(t.flatten(0, 1) for t in (q, k, v)), segments, dropout_p).view(q.shape)

@@ -28,12 +28,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .packing import Segments
+from .random_bits import LEVELS, kept
 
 QUERIES = 64  # of a block; 128 measured the same
 SCORES = 2**18  # of a block, where one row has fewer: 1 MB of float32, which a core's cache keeps
 FILLED = 0.75  # the shortest segment of a bucket fills so much of its width
 NARROWEST = 8  # segments of at most this many tokens share a bucket
-LEVELS = 2**16  # a dropout rate is kept to 1 / LEVELS
 
 
 def attention_torch(q: Tensor, k: Tensor, v: Tensor, segments: Segments, dropout_p: float = 0.0) -> Tensor:
@@ -111,10 +111,7 @@ class DropoutMasks:
         self.generator.manual_seed(self.seed)
 
     def draw(self, like: Tensor) -> Tensor:
-        bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
-        bits.random_(-(2**63), None, generator=self.generator)
-        kept = bits.view(torch.int16)[: like.numel()].ge_(self.dropped - LEVELS // 2)
-        return kept.view(like.shape).to(like.dtype)
+        return kept(like.shape, self.dropped, like.device, self.generator).to(like.dtype)
 
 
 class _Attention(torch.autograd.Function):
@@ -179,12 +176,12 @@ def _backward(
         queries, keys, dy_block = q[rows, begin:end], k[rows, :end], dy[rows, begin:end]
         P = _probabilities(queries, keys, future)
         dP = torch.bmm(dy_block, v[rows, :end].mT)
-        kept = P
+        dropped = P
         if masks:
-            kept = masks.draw(P)
-            dP *= kept
-            kept *= P
-        dv[rows, :end].baddbmm_(kept.mT, dy_block)
+            dropped = masks.draw(P)
+            dP *= dropped
+            dropped *= P
+        dv[rows, :end].baddbmm_(dropped.mT, dy_block)
         dscores = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)
         dq[rows, begin:end] = torch.bmm(dscores, keys)
         dk[rows, :end].baddbmm_(dscores.mT, queries)

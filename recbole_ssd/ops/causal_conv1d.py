@@ -49,13 +49,10 @@ def causal_conv1d(
         raise ValueError(f"x must be (b, l, c) and weight (c, K), got {tuple(x.shape)} and {tuple(weight.shape)}")
     if activation not in ("silu", None):
         raise ValueError(f"activation must be 'silu' or None, got '{activation}'")
-    b, length, c = x.shape
-    segments = Segments.dense(b, length, x.device) if cu_seqlens is None else Segments.of(cu_seqlens)
-    if segments.total != b * length or (cu_seqlens is not None and b != 1):
-        raise ValueError(f"a stream for these cu_seqlens has shape (1, {segments.total}, c), got {tuple(x.shape)}")
-    bias = x.new_zeros(c) if bias is None else bias
-    y = _CausalConv.apply(x.reshape(-1, c), weight, bias, segments, reverse, activation == "silu")
-    return y.view(b, length, c)
+    segments = Segments.of_batch(x, cu_seqlens)
+    bias = x.new_zeros(x.shape[2]) if bias is None else bias
+    y = _CausalConv.apply(x.flatten(0, 1), weight, bias, segments, reverse, activation == "silu")
+    return y.view(x.shape)
 
 
 class _CausalConv(torch.autograd.Function):

@@ -86,6 +86,18 @@ class Segments:
         return cls(torch.arange(0, (batch + 1) * length, length, device=device))
 
     @classmethod
+    def of_batch(cls, x: Tensor, cu_seqlens: Tensor | Segments | None) -> Segments:
+        """The segments of an op's input (b, l, ...): the rows of a dense batch, or those of a packed stream, b = 1."""
+        if cu_seqlens is None:
+            return cls.dense(*x.shape[:2], x.device)
+        segments = cls.of(cu_seqlens)
+        if x.shape[0] != 1 or segments.total != x.shape[1]:
+            raise ValueError(
+                f"a packed stream has shape (1, {segments.total}, ...) for these cu_seqlens, got {tuple(x.shape)}"
+            )
+        return segments
+
+    @classmethod
     def of_rows(cls, x: Tensor, cu_seqlens: Tensor | Segments | None) -> Segments:
         """The segments of a layer's input: each row of a dense batch (b, l, d), or those of a stream (..., T, d)."""
         if cu_seqlens is None:

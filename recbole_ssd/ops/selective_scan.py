@@ -62,12 +62,7 @@ def selective_scan(
         RuntimeError: when the backend asked for cannot run on this machine or these tensors.
     """
     _check(x, dt, A, B, C, D, backend)
-    b, length, _ = x.shape
-    segments = Segments.dense(b, length, x.device) if cu_seqlens is None else Segments.of(cu_seqlens)
-    if cu_seqlens is not None and (b != 1 or segments.total != length):
-        raise ValueError(
-            f"a packed stream has shape (1, {segments.total}, i) for these cu_seqlens, got x {tuple(x.shape)}"
-        )
+    segments = Segments.of_batch(x, cu_seqlens)
     scan = BACKENDS[_choose(x, A) if backend == "auto" else backend]
     y = scan(x.flatten(0, 1), dt.flatten(0, 1), A, B.flatten(0, 1), C.flatten(0, 1), D, segments)
     return y.view(x.shape)

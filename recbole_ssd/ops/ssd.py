@@ -54,18 +54,10 @@ def ssd(
         ValueError: on a wrong shape, dtype or backend.
     """
     _check(x, dt, A, B, C, D, chunk_size, backend)
-    b, length, h, p = x.shape
-    if cu_seqlens is None:
-        segments = Segments.dense(b, length, x.device)
-    else:
-        segments = Segments.of(cu_seqlens)
-        if b != 1 or segments.total != length:
-            raise ValueError(
-                f"a packed stream has shape (1, {segments.total}, ...) for these cu_seqlens, got x {tuple(x.shape)}"
-            )
+    segments = Segments.of_batch(x, cu_seqlens)
     stream = [t.flatten(0, 1) for t in (x, dt)] + [A] + [t.flatten(0, 1) for t in (B, C)] + [D, segments]
     y = ssd_reference(*stream) if backend == "reference" else ssd_torch(*stream, chunk_size)
-    return y.view(b, length, h, p)
+    return y.view(x.shape)
 
 
 def _check(x, dt, A, B, C, D, chunk_size, backend) -> None:
