@@ -13,7 +13,9 @@ def test_figures_are_made_from_their_data():
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     assert tables.speed_table() in README
+    assert tables.anomaly_sentence() in README
     assert tables.preparation_sentence() in README
+    assert tables.models_table() in README
     assert tables.quick_start_sentence() in README
 
 

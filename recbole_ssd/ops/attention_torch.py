@@ -176,12 +176,12 @@ def _backward(
         queries, keys, dy_block = q[rows, begin:end], k[rows, :end], dy[rows, begin:end]
         P = _probabilities(queries, keys, future)
         dP = torch.bmm(dy_block, v[rows, :end].mT)
-        dropped = P
+        weights = P
         if masks:
-            dropped = masks.draw(P)
-            dP *= dropped
-            dropped *= P
-        dv[rows, :end].baddbmm_(dropped.mT, dy_block)
+            weights = masks.draw(P)
+            dP *= weights
+            weights *= P
+        dv[rows, :end].baddbmm_(weights.mT, dy_block)
         dscores = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)
         dq[rows, begin:end] = torch.bmm(dscores, keys)
         dk[rows, :end].baddbmm_(dscores.mT, queries)
