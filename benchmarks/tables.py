@@ -46,9 +46,9 @@ def anomaly_sentence() -> str:
     record = json.loads((RESULTS / "anomaly.json").read_text(encoding="utf-8"))
     ratios = [record[model]["times as long with anomaly detection"] for model in ("GRU4Rec", "SASRec")]
     return (
-        "RecBole's rows are RecBole as it comes: importing its sequential models switches on torch's anomaly detection. "
-        f"Run by this package it is off, and a step of GRU4Rec takes {1 / ratios[0]:.2f}, of SASRec {1 / ratios[1]:.2f} "
-        "of that time: compare with that, and SSD4Rec is so much less ahead (`python benchmarks/anomaly.py`, data in "
+        "RecBole's rows are RecBole as it comes: importing its sequential models switches torch's anomaly detection on. "
+        f"Run by this package it is off, and a step of GRU4Rec takes {1 / ratios[0]:.2f} of that time, of SASRec "
+        f"{1 / ratios[1]:.2f}: against them SSD4Rec is so much less ahead (`python benchmarks/anomaly.py`, data in "
         "[benchmarks/results/anomaly.json](benchmarks/results/anomaly.json))."
     )
 
