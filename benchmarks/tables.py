@@ -46,7 +46,7 @@ def anomaly_sentence() -> str:
     record = json.loads((RESULTS / "anomaly.json").read_text(encoding="utf-8"))
     ratios = [record[model]["times as long with anomaly detection"] for model in ("GRU4Rec", "SASRec")]
     return (
-        "RecBole's rows are RecBole as it comes: importing its sequential models switches torch's anomaly detection on. "
+        "RecBole's rows are RecBole as it comes: importing its models switches torch's anomaly detection on. "
         f"Run by this package it is off, and a step of GRU4Rec takes {1 / ratios[0]:.2f} of that time, of SASRec "
         f"{1 / ratios[1]:.2f}: against them SSD4Rec is so much less ahead (`python benchmarks/anomaly.py`, data in "
         "[benchmarks/results/anomaly.json](benchmarks/results/anomaly.json))."
