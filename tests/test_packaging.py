@@ -81,3 +81,13 @@ def test_public_names_are_recboles():
     assert names <= set(recbole_ssd.__all__)
     assert all(hasattr(recbole_ssd, name) for name in recbole_ssd.__all__)
     assert "recbole.quick_start" not in sys.modules
+
+
+def test_recboles_models_leave_anomaly_detection_off():
+    """In a process of its own: plain RecBole switches it on with the first import, for good."""
+    plain = "import recbole.model.sequential_recommender"
+    ours = "from recbole_ssd import get_model; get_model('SASRec')"
+    for code, expected in ((plain, "True"), (ours, "False")):
+        code += "; import torch; print(torch.is_anomaly_enabled())"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.split()[-1] == expected

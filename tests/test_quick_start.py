@@ -18,7 +18,7 @@ from recbole_ssd import (
     run_recbole_ssd,
 )
 from recbole_ssd.logger import log_file
-from recbole_ssd.model_lookup import builtin_models
+from recbole_ssd.model_lookup import builtin_models, own_models
 from recbole_ssd.result import protocol
 
 RESULT_KEYS = {
@@ -159,9 +159,35 @@ def test_two_logs_of_one_second_have_two_names(run_folder, tiny):
     assert len(names) == 2 and None not in names
 
 
+def log_of(result) -> str:
+    return Path(result["log_file"]).read_text()
+
+
 def test_unused_key_is_warned_of_in_the_log(run_folder, tiny):
     result = run_recbole_ssd("GRU4Rec", config_dict={**tiny, "n_heads": 4})
-    assert "WARNING  'n_heads' (set in config_dict) is not used: GRU4Rec" in Path(result["log_file"]).read_text()
+    assert "WARNING  'n_heads' (set in config_dict) is not used: GRU4Rec" in log_of(result)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "without_effect"),
+    [
+        ("MambaRec", {"ssm": "mamba1", "headdim": 16}, "headdim"),
+        ("MambaRec", {"ssm": "mamba2", "scan_backend": "torch"}, "scan_backend"),
+        ("RecMamba", {"inner_size": 17}, "inner_size"),
+        ("MoEMaTrRec", {"gate": "token", "balance_weight": 0.5}, "balance_weight"),
+    ],
+)
+def test_settings_without_effect_are_warned_of_in_the_log(run_folder, tiny, model, settings, without_effect):
+    log = log_of(run_recbole_ssd(model, config_dict={**tiny, **settings}))
+    assert f"'{without_effect}' (set in config_dict) has no effect" in log
+    assert log.count("has no effect") == 1
+
+
+def test_expert_shares_are_in_log_and_tensorboard(run_folder, tiny):
+    result = run_recbole_ssd("MoEMaTrRec", config_dict={**tiny, "epochs": 2, "gate": "top1"})
+    assert log_of(result).count("share_of_mamba/layer_0") == 2
+    (file,) = (run_folder / "log_tensorboard").rglob("events.out.tfevents.*")
+    assert b"Model/share_of_attention/layer_0" in file.read_bytes()
 
 
 def test_objective_function_gives_the_score(run_folder, tiny):
@@ -170,7 +196,7 @@ def test_objective_function_gives_the_score(run_folder, tiny):
     assert result["checkpoint"] is None and not list(Path("saved").iterdir())
 
 
-@pytest.mark.parametrize("model", ["GRU4Rec", "SSD4Rec"])
+@pytest.mark.parametrize("model", ["GRU4Rec", *own_models()])
 def test_checkpoint_gives_back_data_and_model(run_folder, tiny, model):
     result = run_recbole_ssd(model, config_dict=tiny)
     config, loaded, dataset, train, valid, test = load_data_and_model(result["checkpoint"])

@@ -19,9 +19,9 @@ def test_shares_of_both_experts_are_told_for_each_layer(build, gate):
     model = build("MoEMaTrRec", gate=gate, num_layers=2)
     trained_on(model, random_histories())
     figures = model.epoch_figures()
-    assert list(figures) == [f"share of {expert}, layer {n}" for n in (0, 1) for expert in ("mamba", "attention")]
+    assert list(figures) == [f"share_of_{expert}/layer_{n}" for n in (0, 1) for expert in ("mamba", "attention")]
     for n in (0, 1):
-        shares = [figures[f"share of {expert}, layer {n}"] for expert in ("mamba", "attention")]
+        shares = [figures[f"share_of_{expert}/layer_{n}"] for expert in ("mamba", "attention")]
         assert sum(shares) == pytest.approx(1) and min(shares) > 0
 
 
@@ -50,7 +50,7 @@ def test_shares_belong_to_the_experts_they_name(build):
             parameter.mul_(0.5)
         assert not torch.allclose(model.full_sort_predict(packed(random_histories())), before, atol=1e-4)
     trained_on(model, random_histories())
-    assert model.epoch_figures()["share of mamba, layer 0"] == pytest.approx(1)
+    assert model.epoch_figures()["share_of_mamba/layer_0"] == pytest.approx(1)
     assert model.epoch_figures() == {}
 
 

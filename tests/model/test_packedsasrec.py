@@ -42,6 +42,13 @@ def test_scores_are_those_of_recboles_sasrec_with_its_weights(build):
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
+def test_without_positions_only_the_set_of_items_counts_in_one_layer(build):
+    model = build("PackedSASRec", max_position=None, n_layers=1)
+    with torch.no_grad():
+        one, other = model.full_sort_predict(packed([[3, 5, 7, 9], [7, 5, 3, 9]]))
+    torch.testing.assert_close(one, other)
+
+
 def test_positions_count_from_the_first_item_and_the_last_ones_share(build):
     model = build("PackedSASRec", max_position=5)
     stream = model.stream(packed([[1] * 8, [1] * 3]))
