@@ -16,6 +16,7 @@ def test_figures_are_made_from_their_data():
     assert tables.anomaly_sentence() in README
     assert tables.preparation_sentence() in README
     assert tables.models_table() in README
+    assert tables.dropout_sentence() in README
     assert tables.quick_start_sentence() in README
 
 
