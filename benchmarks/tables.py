@@ -94,7 +94,7 @@ def dropout_sentence() -> str:
         for model, runs in model_records(RESULTS / "models" / "dropout_0.2").items()
     )
     return (
-        "MambaRec, Mamba4Rec, MoEMaTrRec and RecMamba have dropout .5 there, which MambaRec's validation asks for. With "
+        "MambaRec, Mamba4Rec, MoEMaTrRec and RecMamba have dropout .5 there, as MambaRec's validation asks. With "
         f".2, their default, NDCG@10 of validation and test was, for seed 2020: {shown} (data in "
         "[benchmarks/results/models/dropout_0.2](benchmarks/results/models/dropout_0.2))."
     )
