@@ -67,11 +67,12 @@ class Config(RecBoleConfig):
 
     def unread(self) -> list[str]:
         """Notes on settings of the user's that the model, now built, knows and did not read beside the others."""
-        of_model = set(read_yaml(model_file(self.model_class))) if model_file(self.model_class).is_file() else set()
+        file = model_file(self.model_class)
+        unread = set(read_yaml(file)) - self._required - listed_keys() if file.is_file() else set()
         return [
             f"'{key}' (set in {source}) has no effect: {self['model']} does not read it with these settings"
             for key, source in self._sources.items()
-            if key in of_model - self._required - listed_keys()
+            if key in unread
         ]
 
     # The steps of RecBole's constructor, in the order in which it calls them.

@@ -11,27 +11,23 @@ SSMS = ("mamba1", "mamba2")
 
 def mamba1(config) -> Mamba:
     """A Mamba-1 block. Reads hidden_size, d_state, d_conv, expand, dt_init and scan_backend."""
-    return Mamba(
-        config.required("hidden_size"),
-        d_state=config.required("d_state"),
-        d_conv=config.required("d_conv"),
-        expand=config.required("expand"),
-        dt_init=config.required("dt_init"),
-        backend=config.required("scan_backend"),
-    )
+    return Mamba(**_sizes(config), dt_init=config.required("dt_init"), backend=config.required("scan_backend"))
 
 
 def mamba2(config) -> Mamba2:
     """A Mamba-2 block. Reads hidden_size, d_state, d_conv, expand, headdim, chunk_size and ssd_backend."""
     return Mamba2(
-        config.required("hidden_size"),
-        d_state=config.required("d_state"),
-        d_conv=config.required("d_conv"),
-        expand=config.required("expand"),
+        **_sizes(config),
         headdim=config.required("headdim"),
         chunk_size=config.required("chunk_size"),
         backend=config.required("ssd_backend"),
     )
+
+
+def _sizes(config) -> dict[str, int]:
+    """What both blocks are told of their size, by mamba-ssm's names."""
+    sizes = {key: config.required(key) for key in ("d_state", "d_conv", "expand")}
+    return {"d_model": config.required("hidden_size"), **sizes}
 
 
 def mamba(config) -> Mamba | Mamba2:

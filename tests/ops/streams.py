@@ -39,6 +39,15 @@ def run(op, inputs, dy, dtype=torch.float64):
     return [y.detach().double()] + [grad.double() for grad in grads]
 
 
+def run_alone(op, inputs, dy, cu):
+    """What `run` should give: each segment by itself, its tokens (1, T, ...) joined, gradients of the rest summed."""
+    alone = []
+    for begin, end in zip(cu, cu[1:]):
+        part = [t[:, begin:end] if t.dim() > 2 else t for t in inputs]
+        alone.append(run(op, part, dy[:, begin:end]))
+    return [torch.cat(parts, dim=1) if parts[0].dim() > 2 else sum(parts) for parts in zip(*alone)]
+
+
 def error(got, truth) -> float:
     """Largest error, as a share of the largest entry."""
     return ((got - truth).abs().max() / truth.abs().max().clamp(min=1e-300)).item()

@@ -11,7 +11,7 @@ from recbole_ssd.ops import selective_scan_mamba, selective_scan_torch
 from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.selective_scan import selective_scan
 
-from .streams import LENGTHS, ORDERS, borders, error, run
+from .streams import LENGTHS, ORDERS, borders, error, run, run_alone
 
 GENTLE, STEEP = {}, {"dt_max": 20.0}
 PER_TOKEN = (0, 1, 3, 4)  # x, dt, B, C
@@ -47,14 +47,8 @@ def assert_equal_to_recurrence(cu_seqlens, tensors, below=1e-12):
 def test_packed_equals_alone(name, lengths):
     tensors, cu = inputs(sum(lengths)), borders(lengths)
     dy = torch.randn_like(tensors[0])
-    packed = run(backend(name, cu), tensors, dy)
-    alone = []
-    for begin, end in zip(cu, cu[1:]):
-        part = [t[:, begin:end] if t.dim() == 3 else t for t in tensors]
-        alone.append(run(backend("reference", None), part, dy[:, begin:end]))
-    for i, got in enumerate(packed):
-        parts = [a[i] for a in alone]
-        truth = sum(parts) if parts[0].dim() < 3 else torch.cat(parts, dim=1)
+    packed, alone = run(backend(name, cu), tensors, dy), run_alone(backend("reference", None), tensors, dy, cu)
+    for got, truth in zip(packed, alone, strict=True):
         assert error(got, truth) < 1e-12
 
 

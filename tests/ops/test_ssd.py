@@ -4,7 +4,7 @@ import torch
 from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.ssd import ssd
 
-from .streams import LENGTHS, ORDERS, borders, error, run, ssd_inputs
+from .streams import LENGTHS, ORDERS, borders, error, run, run_alone, ssd_inputs
 
 SHAPES = {"one group": {}, "two groups": {"groups": 2}, "a group a head": {"groups": 4}}
 STEEP = {"decay": 16.0, "dt_max": 20.0}  # decays that overflow when they are factored
@@ -19,14 +19,8 @@ def backend(name, cu_seqlens, **kwargs):
 def test_packed_equals_alone(name, lengths):
     inputs, cu = ssd_inputs(sum(lengths)), borders(lengths)
     dy = torch.randn_like(inputs[0])
-    packed = run(backend(name, cu), inputs, dy)
-    alone = []
-    for begin, end in zip(cu, cu[1:]):
-        part = [t[:, begin:end] if t.dim() > 1 else t for t in inputs]
-        alone.append(run(backend("reference", None), part, dy[:, begin:end]))
-    for i, got in enumerate(packed):
-        parts = [a[i] for a in alone]
-        truth = sum(parts) if parts[0].dim() == 1 else torch.cat(parts, dim=1)
+    packed, alone = run(backend(name, cu), inputs, dy), run_alone(backend("reference", None), inputs, dy, cu)
+    for got, truth in zip(packed, alone, strict=True):
         assert error(got, truth) < 1e-12
 
 
