@@ -1,6 +1,9 @@
 """What every room's tests may use: the generated data set and a folder of their own to run in."""
 
+import os
 from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is decorated: without a GPU they run on CPU tensors
 
 import pytest
 import torch
