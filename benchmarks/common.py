@@ -89,6 +89,6 @@ def save(name: str, figures: dict, command: str | None = None, seed: int = SEED)
         "versions": versions(),
     }
     path = RESULTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path

@@ -4,7 +4,8 @@
 
 Each run (a model, a seed) has a process and a thread of its own and stops after PATIENCE validations without a better
 NDCG@10, or when the time limit of its model is over; its record is benchmarks/results/models/NAME-SEED.json. What is
-there already is not run again: delete a record to repeat it. All seconds are seconds of the process on a CPU, loader
+there already is not run again: delete a record to repeat it. EXPLANATIONS, runs that ask why a model is behind, go to
+the folder explanations there. All seconds are seconds of the process on a CPU, loader
 and validation included: what else happens on the machine prolongs a run, and hardly these. The table of the README is
 made from the records by benchmarks/tables.py.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, SEED, save
+from convolvedsasrec import ConvolvedSASRec
 
 from recbole_ssd import Config, Trainer, create_dataset, data_preparation, init_logger, init_seed
 from recbole_ssd.data import split_fingerprint
@@ -48,8 +50,24 @@ MODELS = {
     "GRU4Rec": ("GRU4Rec", {**THEIRS, "embedding_size": 64}),
     "SASRec": ("SASRec", {**THEIRS, **SLOWLY}),
 }
+# What might keep PackedSASRec behind GRU4Rec, one change each.
+PACKED_SASREC = MODELS["PackedSASRec"][1]
+EXPLANATIONS = {
+    "PackedSASRec convolved": (ConvolvedSASRec, PACKED_SASREC),
+    "PackedSASRec without positions": ("PackedSASRec", {**PACKED_SASREC, "max_position": None}),
+    "PackedSASRec of one layer": ("PackedSASRec", {**PACKED_SASREC, "n_layers": 1}),
+    "PackedSASRec in small batches": ("PackedSASRec", {**PACKED_SASREC, "train_batch_size": 512}),
+    "PackedSASRec at rate .003": ("PackedSASRec", {**PACKED_SASREC, "learning_rate": 0.003}),
+    "PackedSASRec with dropout .2": (
+        "PackedSASRec",
+        {**PACKED_SASREC, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2},
+    ),
+    "PackedSASRec of 50 items": ("PackedSASRec", {**PACKED_SASREC, "MAX_ITEM_LIST_LENGTH": 50}),
+}
 LIMIT_S = {"SASRec": 600}
-ONE_SEED = ("SASRec", "MambaRec mamba2", "RecMamba BCE")  # SASRec takes hours here, the others are variants
+# SASRec takes hours here, the others are variants.
+ONE_SEED = {"SASRec", "MambaRec mamba2", "RecMamba BCE", *EXPLANATIONS} - {"PackedSASRec convolved"}
+KNOWN = {**MODELS, **EXPLANATIONS}
 
 
 class TimeUp(Exception):
@@ -65,7 +83,7 @@ class CpuTimedTrainer(Trainer):
 
 def train(name: str, seed: int) -> dict:
     """The record of one run."""
-    model, settings = MODELS[name]
+    model, settings = KNOWN[name]
     config = Config(model, DATASET, config_dict={**SHARED, **settings, "seed": seed})
     init_seed(seed, True)
     init_logger(config)
@@ -104,12 +122,10 @@ def train(name: str, seed: int) -> dict:
     }
 
 
-def record(name: str, seed: int) -> Path:
-    return RESULTS / "models" / f"{file_name(name, seed)}.json"
-
-
-def file_name(name: str, seed: int) -> str:
-    return f"{name.replace(' ', '_')}-{seed}"
+def record(name: str, seed: int) -> str:
+    """The name of a run's record, below the results."""
+    folder = "models/explanations" if name in EXPLANATIONS else "models"
+    return f"{folder}/{name.replace(' ', '_')}-{seed}"
 
 
 def run(name: str, seed: int) -> None:
@@ -125,13 +141,13 @@ def run(name: str, seed: int) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}; without any: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(KNOWN)}; without any: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if unknown := set(options.names) - set(MODELS):
-        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(MODELS)}")
+    if unknown := set(options.names) - set(KNOWN):
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(KNOWN)}")
     return options
 
 
@@ -142,15 +158,15 @@ def main() -> None:
         torch.set_num_threads(1)
         figures = train(name, seed)
         command = f"python benchmarks/models.py '{name}'"
-        path = save(f"models/{file_name(name, seed)}", figures, command=command, seed=seed)
+        path = save(record(name, seed), figures, command=command, seed=seed)
         print(f"test {figures['test_result']}, best epoch {figures['best_epoch']}, written to {path}")
         return
 
     runs = [
         (name, SEED + number)
         for number in range(options.seeds)
-        for name in options.names or MODELS
-        if not (number and name in ONE_SEED) and not record(name, SEED + number).exists()
+        for name in options.names or KNOWN
+        if not (number and name in ONE_SEED) and not (RESULTS / f"{record(name, SEED + number)}.json").exists()
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda one: run(*one), runs))
