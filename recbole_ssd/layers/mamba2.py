@@ -23,6 +23,7 @@ from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.readout import prefix_readout
 from recbole_ssd.ops.segment_cumsum import spread_first
 from recbole_ssd.ops.ssd import ssd
+from recbole_ssd.ops.ssd_last import ssd_last
 
 from .initialization import inverse_softplus_of_dt
 
@@ -115,20 +116,52 @@ class Mamba2(nn.Module):
         with torch.autocast(xBC.device.type, enabled=False):
             weight = self.conv1d.weight[:, 0]
             xBC = causal_conv1d(xBC[None], weight, self.conv1d.bias, cu_seqlens=segments)[0]
-            state = (xBC.shape[1] - self.d_inner) // 2
-            x, B, C = xBC.split([self.d_inner, state, state], dim=-1)
+            x, B, C = self._split(xBC)
             y = ssd(
-                x.unflatten(-1, (-1, self.headdim))[None],
+                x[None],
                 F.softplus(dt + self.dt_bias)[None],
                 -self.A_log.exp(),
-                B.unflatten(-1, (self.ngroups, -1))[None],
-                C.unflatten(-1, (self.ngroups, -1))[None],
+                B[None],
+                C[None],
                 self.D,
                 cu_seqlens=segments,
                 chunk_size=self.chunk_size,
                 backend=self.backend,
             )
             return self.norm(y[0].flatten(1), F.silu(z))
+
+    def project_inputs(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """`project` without z: xBC and dt, for `scan_last`."""
+        heads = self.A_log.shape[0]
+        return F.linear(u, self.in_proj.weight[self.d_inner :]).split([self.conv1d.in_channels, heads], dim=-1)
+
+    def scan_last(self, u: Tensor, inputs: tuple, segments: Segments, reverse: bool = False) -> Tensor:
+        """What `scan` gives at the last token of each segment, or of each flipped segment. (S, i).
+
+        Args:
+            u: (T, d), what `inputs` were projected from: z is needed at the last token only.
+            inputs: of `project_inputs`.
+            segments: the borders.
+            reverse: the segments are flipped: the last token is the first.
+        """
+        last = segments.first if reverse else segments.last
+        z = F.linear(u.index_select(0, last), self.in_proj.weight[: self.d_inner])
+        z, xBC, dt = self._float32(Projected(z, *inputs))
+        with torch.autocast(xBC.device.type, enabled=False):
+            weight = self.conv1d.weight[:, 0]
+            xBC = causal_conv1d(xBC[None], weight, self.conv1d.bias, cu_seqlens=segments, reverse=reverse)[0]
+            x, B, C = self._split(xBC)
+            y = ssd_last(
+                x,
+                F.softplus(dt + self.dt_bias),
+                -self.A_log.exp(),
+                B,
+                C.index_select(0, last),
+                self.D,
+                cu_seqlens=segments,
+                reverse=reverse,
+            )
+            return self.norm(y.flatten(1), F.silu(z))
 
     def readout(self, projected: Projected, segments: Segments) -> Tensor:
         """At every token what the flipped prefix that ends there gives at its last step, before out_proj. (T, i)."""
@@ -146,6 +179,12 @@ class Mamba2(nn.Module):
                 cu_seqlens=segments,
             )
             return self.norm(y.flatten(1), spread_first(F.silu(z.index_select(0, segments.first)), segments))
+
+    def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (T, h, p), B and C (T, g, n) of (T, channels)."""
+        state = (xBC.shape[1] - self.d_inner) // 2
+        x, B, C = xBC.split([self.d_inner, state, state], dim=-1)
+        return x.unflatten(-1, (-1, self.headdim)), *(t.unflatten(-1, (self.ngroups, -1)) for t in (B, C))
 
     def _float32(self, projected: Projected) -> Projected:
         """Under autocast the projection is bfloat16; decays and states are not."""

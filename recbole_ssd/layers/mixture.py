@@ -40,13 +40,13 @@ class Gate(nn.Module):
         self._balance = None
         self.register_buffer("_shares", torch.zeros(2), persistent=False)  # summed over tokens since the last reading
 
-    def forward(self, x: Tensor, segments: Segments, rows: Tensor | None = None) -> Tensor:
-        """(T, d) -> (T, 2), or with `rows` the weights at these positions only: others do not count in the shares."""
+    def forward(self, x: Tensor, segments: Segments, last: bool = False) -> Tensor:
+        """(T, d) -> (T, 2), or with `last` (S, 2): of each segment's last token; others do not count in the shares."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.proj.weight.dtype)
             if self.gate == "running_mean":
                 x = segment_cumsum(x, segments) / (segments.position + 1)[:, None]
-            return self._weights(x if rows is None else x.index_select(0, rows))
+            return self._weights(x.index_select(0, segments.last) if last else x)
 
     def _weights(self, x: Tensor) -> Tensor:
         probabilities = self.proj(x).softmax(-1)

@@ -39,10 +39,10 @@ class Residual(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.residual = residual
 
-    def forward(self, x: Tensor, segments: Segments, rows: Tensor | None = None) -> Tensor:
-        """(T, d) -> (T, d), or with `rows` the result at these positions only."""
+    def forward(self, x: Tensor, segments: Segments, last: bool = False) -> Tensor:
+        """(T, d) -> (T, d), or with `last` (S, d): the last token of each segment only, for less work."""
         y = self.mixer(x, segments)
-        if rows is not None:
-            x, y = x.index_select(0, rows), y.index_select(0, rows)
+        if last:
+            x, y = x.index_select(0, segments.last), y.index_select(0, segments.last)
         y = self.dropout(y)
         return self.feed_forward(self.LayerNorm(y + x if self.residual else y))

@@ -29,7 +29,7 @@ class Stream(NamedTuple):
 class PackedSequentialRecommender(SequentialRecommender):
     """A next-item recommender whose batch is one packed stream.
 
-    A subclass builds `layers`, calls `initialize`, and implements `embed`. A layer is called layer(x, segments, rows);
+    A subclass builds `layers`, calls `initialize`, and implements `embed`. A layer is called layer(x, segments, last);
     see `layers.residual.Residual`. Scores are inner products with the item table that embeds the histories.
 
     Reads `hidden_size` and `loss_type` (CE over all items; BPR and BCE with sampled negatives) from the config.
@@ -59,15 +59,15 @@ class PackedSequentialRecommender(SequentialRecommender):
         """What the first layer reads, (T, d)."""
         raise NotImplementedError
 
-    def encode(self, stream: Stream, rows: Tensor | None = None) -> Tensor:
+    def encode(self, stream: Stream, last: bool = False) -> Tensor:
         """One vector per token of the stream, (T, d), made of the token and those before it in its segment.
 
-        With `rows` only the vectors at these positions of the stream, (len(rows), d), for less work.
+        With `last` only the vectors of each segment's last token, (S, d), for less work.
         """
         x = self.embed(stream)
         for layer in self.layers[:-1]:
             x = layer(x, stream.segments)
-        return self.layers[-1](x, stream.segments, rows)
+        return self.layers[-1](x, stream.segments, last)
 
     def stream(self, interaction: Interaction) -> Stream:
         """The one door for batches: packed ones as they are, RecBole's padded rows unpacked."""
@@ -82,7 +82,7 @@ class PackedSequentialRecommender(SequentialRecommender):
 
     def forward(self, stream: Stream) -> Tensor:
         """The user's state after every history, (S, d)."""
-        return self._full(self.encode(stream, stream.segments.last))
+        return self._full(self.encode(stream, last=True))
 
     def _full(self, hidden: Tensor) -> Tensor:
         """In the precision of the item table, whatever autocast made of it."""
@@ -91,7 +91,7 @@ class PackedSequentialRecommender(SequentialRecommender):
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         stream = self.stream(interaction)
         target = interaction[self.POS_ITEM_ID]  # (T,): one after every token, or (S,): one after every segment
-        hidden = self.encode(stream, None if len(target) == len(stream.items) else stream.segments.last)
+        hidden = self.encode(stream, last=len(target) != len(stream.items))
         with torch.autocast(hidden.device.type, enabled=False):
             return self._loss(self._full(hidden), target, interaction)
 

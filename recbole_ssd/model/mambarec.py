@@ -69,7 +69,7 @@ class Bare(nn.Module):
         super().__init__()
         self.mixer = mixer
 
-    def forward(self, x: Tensor, segments: Segments, rows: Tensor | None = None) -> Tensor:
-        """(T, d) -> (T, d), or with `rows` the result at these positions only."""
+    def forward(self, x: Tensor, segments: Segments, last: bool = False) -> Tensor:
+        """(T, d) -> (T, d), or with `last` (S, d): the last token of each segment only, for less work."""
         y = self.mixer(x, segments)
-        return y if rows is None else y.index_select(0, rows)
+        return y.index_select(0, segments.last) if last else y

@@ -73,9 +73,9 @@ class MixtureLayer(nn.Module):
         super().__init__()
         self.mamba, self.attention, self.gate, self.feed_forward = mamba, attention, gate, feed_forward
 
-    def forward(self, x: Tensor, segments: Segments, rows: Tensor | None = None) -> Tensor:
-        """(T, d) -> (T, d), or with `rows` the result at these positions only."""
-        weights = self.gate(x, segments, rows)  # (T, 2)
-        mamba, attention = self.mamba(x, segments), self.attention(x, segments, rows)
-        mamba = mamba if rows is None else mamba.index_select(0, rows)
+    def forward(self, x: Tensor, segments: Segments, last: bool = False) -> Tensor:
+        """(T, d) -> (T, d), or with `last` (S, d): the last token of each segment only, for less work."""
+        weights = self.gate(x, segments, last)  # (T, 2)
+        mamba, attention = self.mamba(x, segments), self.attention(x, segments, last)
+        mamba = mamba.index_select(0, segments.last) if last else mamba
         return self.feed_forward(weights[:, :1] * mamba + weights[:, 1:] * attention)

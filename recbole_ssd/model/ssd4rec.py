@@ -102,14 +102,26 @@ class SSD4RecLayer(nn.Module):
         self.LayerNorm = nn.LayerNorm(mixer.out_proj.out_features, eps=eps)
         self.dropout = Dropout(dropout_prob)
 
-    def forward(self, x: Tensor, segments: Segments, rows: Tensor | None = None) -> Tensor:
-        """(T, d) -> (T, d), or with `rows` the result at these positions only."""
+    def forward(self, x: Tensor, segments: Segments, last: bool = False) -> Tensor:
+        """(T, d) -> (T, d), or with `last` (S, d): the last token of each segment only, for less work."""
+        y = self._mix_last(x, segments) if last else self._mix(x, segments)
+        x = x.index_select(0, segments.last) if last else x
+        return self.dropout(self.feed_forward(self.dropout(self.LayerNorm(self.mixer.out_proj(y) + x))))
+
+    def _mix(self, x: Tensor, segments: Segments) -> Tensor:
+        """Both directions before out_proj, (T, i)."""
         projected = self.mixer.project(x)
         y = self.mixer.scan(projected, segments)
         if self.bidirectional == "readout":
-            y = y + self.beta * self.mixer.readout(projected, segments)
-        elif self.bidirectional == "flip":
-            y = y + self.beta * self.mixer.scan(projected[segments.flip], segments)
-        if rows is not None:
-            x, y = x.index_select(0, rows), y.index_select(0, rows)
-        return self.dropout(self.feed_forward(self.dropout(self.LayerNorm(self.mixer.out_proj(y) + x))))
+            return y + self.beta * self.mixer.readout(projected, segments)
+        if self.bidirectional == "flip":
+            return y + self.beta * self.mixer.scan(projected[segments.flip], segments)
+        return y
+
+    def _mix_last(self, x: Tensor, segments: Segments) -> Tensor:
+        """The same at each segment's last token, (S, i), where `readout` and `flip` are one: the flipped scan's end."""
+        inputs = self.mixer.project_inputs(x)
+        y = self.mixer.scan_last(x, inputs, segments)
+        if self.bidirectional == "none":
+            return y
+        return y + self.beta * self.mixer.scan_last(x, inputs, segments, reverse=True)

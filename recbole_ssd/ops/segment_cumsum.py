@@ -47,6 +47,23 @@ def spread_first(first: Tensor, segments: Segments) -> Tensor:
     return _SpreadFirst.apply(first, segments)
 
 
+def segment_total(x: Tensor, segments: Segments) -> Tensor:
+    """`segment_sum` with its gradient: (T, ...) -> (S, ...)."""
+    return _SegmentTotal.apply(x, segments)
+
+
+class _SegmentTotal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, segments):
+        ctx.segments = segments
+        return segment_sum(x, segments)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return dy.index_select(0, ctx.segments.number), None
+
+
 class _SpreadFirst(torch.autograd.Function):
     @staticmethod
     def forward(ctx, first, segments):

@@ -80,11 +80,11 @@ def test_soft_gates_have_no_balancing_loss(name):
 
 
 @pytest.mark.parametrize("name", GATES)
-def test_some_rows_are_the_rows_of_all_and_only_they_count(name):
-    g, x, rows = gate(name), tokens(), torch.tensor([2, 3, 50])
-    want = g(x, SEGMENTS)[rows]
+def test_last_tokens_are_those_of_all_and_only_they_count(name):
+    g, x = gate(name), tokens()
+    want = g(x, SEGMENTS)[SEGMENTS.last]
     g.take_shares()
-    torch.testing.assert_close(g(x, SEGMENTS, rows), want)
+    torch.testing.assert_close(g(x, SEGMENTS, last=True), want)
     counted = (want > 0).double() if name == "top1" else want
     torch.testing.assert_close(torch.tensor(g.take_shares()), counted.mean(0).float(), rtol=1e-5, atol=1e-6)
 

@@ -17,9 +17,10 @@ def forgets_borders(model_class):
     """The borders between users are lost on the way to the layers."""
 
     class Forgetful(model_class):
-        def encode(self, stream, rows=None):
+        def encode(self, stream, last=False):
             whole = Segments(torch.tensor([0, len(stream.items)]))
-            return super().encode(stream._replace(segments=whole), rows)
+            every = super().encode(stream._replace(segments=whole))
+            return every[stream.segments.last] if last else every
 
     Forgetful.__name__ = f"Forgetful{model_class.__name__}"
     return Forgetful
@@ -28,7 +29,7 @@ def forgets_borders(model_class):
 class FlippedBack(SSD4Rec):
     """The backward direction over the whole history, flipped back: position t sees its own label."""
 
-    def encode(self, stream, rows=None):
+    def encode(self, stream, last=False):
         flip = stream.segments.flip
         return super().encode(stream) + super().encode(stream._replace(items=stream.items[flip]))[flip]
 
@@ -47,7 +48,7 @@ class UncausalAttention(SelfAttention):
 class WholeHistoryGate(Gate):
     """The gate of MoEMaTrRec's original: it reads the mean of the whole history."""
 
-    def forward(self, x, segments, rows=None):
+    def forward(self, x, segments, last=False):
         means = [part.mean(0, keepdim=True).expand_as(part) for part in x.split(segments.lengths.tolist())]
         return self.proj(torch.cat(means)).softmax(-1)
 
