@@ -30,6 +30,7 @@ ONE_OF = {
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     "ssd_backend": ("auto", "torch", "reference"),
     "scan_backend": ("auto", "torch", "reference", "mamba_ssm"),
+    "amp_dtype": ("bfloat16", "float16"),
 }
 POSITIVE = (
     "epochs",
@@ -38,6 +39,7 @@ POSITIVE = (
     "max_batch_tokens",
     "MAX_ITEM_LIST_LENGTH",
     "learning_rate",
+    "max_train_s",
     "hidden_size",
     "embedding_size",
     "inner_size",

@@ -27,6 +27,7 @@ def check_together(settings: dict, sources: dict, packed: bool) -> None:
     _check_metrics(settings)
     _check_loss(settings, sources, packed)
     _check_training(settings)
+    _check_precision(settings, packed)
     _check_files(settings)
     _check_evaluation(settings)
     _check_model(settings, packed)
@@ -97,15 +98,30 @@ def _check_negatives(negatives: dict) -> None:
 
 
 def _check_training(settings: dict) -> None:
-    if settings.get("enable_scaler") and settings.get("clip_grad_norm"):
-        raise ValueError(
-            "'enable_scaler' with 'clip_grad_norm' would clip the scaled gradients (RecBole's trainer does "
-            "not unscale them first): set one of the two"
-        )
     if settings.get("bidirectional") == "flip" and settings.get("supervision") == "all_positions":
         raise ValueError(
             "'bidirectional: flip' reads the whole segment at every position and would see its targets under "
             "'supervision: all_positions': set supervision to prefixes, or bidirectional to readout"
+        )
+
+
+def _check_precision(settings: dict, packed: bool) -> None:
+    half = settings["amp_dtype"] == "float16"
+    if half and not settings["enable_amp"]:
+        raise ValueError(
+            "'amp_dtype: float16' has no effect while 'enable_amp' is False: set enable_amp to True, or take "
+            "amp_dtype away"
+        )
+    if settings.get("enable_scaler") and not half:
+        raise ValueError(
+            "'enable_scaler' scales the losses of float16, and this run trains in "
+            f"{settings['amp_dtype'] if settings['enable_amp'] else 'float32'}: take enable_scaler away, or set "
+            "enable_amp to True and amp_dtype to float16"
+        )
+    if settings.get("enable_scaler") and settings.get("clip_grad_norm") and not packed:
+        raise ValueError(
+            "'enable_scaler' with 'clip_grad_norm' would clip the scaled gradients (RecBole's trainer does "
+            "not unscale them first): set one of the two"
         )
 
 

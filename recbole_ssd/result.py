@@ -51,6 +51,7 @@ def make_result(config, trainer, train_data, best_valid_result: dict | None, tes
         "best_valid_result": _numbers(best_valid_result),
         "test_result": _numbers(test_result),
         "best_epoch": trainer.best_epoch,
+        "cut": trainer.cut,
         "valid_by_epoch": [{**entry, "result": _numbers(entry["result"])} for entry in trainer.valid_by_epoch],
         "epoch_s": trainer.epoch_s,
         "train_s": sum(trainer.epoch_s),
@@ -138,6 +139,7 @@ def describe(result: dict) -> str:
     mode = " / ".join(dict.fromkeys(kept["mode"].values()))
     epochs = len(result["epoch_s"])
     seconds = f"{statistics.median(result['epoch_s']):.2f} (median of {epochs})" if epochs else "none was trained"
+    cut = ", ended by max_train_s" if result["cut"] else ""
     peak = [f"{result['peak_rss_mb']:,.0f} MB"] if result["peak_rss_mb"] else []
     peak += [f"{result['peak_gpu_mb']:,.0f} MB on the GPU"] if result["peak_gpu_mb"] else []
     lines = {
@@ -147,7 +149,7 @@ def describe(result: dict) -> str:
         "validation": f"{_line(result['best_valid_result'])}  (best epoch {result['best_epoch']})",
         "test": _line(result["test_result"]),
         "epoch seconds": seconds,
-        "total seconds": f"{result['train_s'] + result['eval_s']:.1f} (training {result['train_s']:.1f})",
+        "total seconds": f"{result['train_s'] + result['eval_s']:.1f} (training {result['train_s']:.1f}{cut})",
         "peak memory": ", ".join(peak),
         "checkpoint": result.get("checkpoint") or "not saved",
     }

@@ -14,6 +14,7 @@ from recbole_ssd.settings import known_keys, properties_folder
 
 BUILTIN = {"model": "GRU4Rec", "dataset": "ml-100k"}
 OURS = {"model": "SSD4Rec", "dataset": "ml-100k"}
+HALF = {"enable_amp": True, "amp_dtype": "float16"}
 
 # settings, and words that the sentence holds
 REFUSED = [
@@ -80,7 +81,14 @@ REFUSED = [
         "'sample_num' of 'train_neg_sample_args' should be a whole number above 0, it is 0",
     ),
     ({"loss_type": "BPR", "train_neg_sample_args": None}, "loss_type 'BPR' needs negatives"),
-    ({"enable_scaler": True, "clip_grad_norm": {"max_norm": 1}}, "would clip the scaled gradients"),
+    ({**HALF, "enable_scaler": True, "clip_grad_norm": {"max_norm": 1}}, "would clip the scaled gradients"),
+    ({"enable_amp": 1}, "'enable_amp' (config_dict) should be True or False, it is 1"),
+    ({"amp_dtype": "half"}, "'amp_dtype' (config_dict) should be one of bfloat16, float16, it is 'half'"),
+    ({"amp_dtype": "float16"}, "'amp_dtype: float16' has no effect while 'enable_amp' is False"),
+    ({"enable_scaler": True}, "'enable_scaler' scales the losses of float16, and this run trains in float32"),
+    ({"enable_scaler": True, "enable_amp": True}, "and this run trains in bfloat16: take enable_scaler away"),
+    ({"max_train_s": 0}, "'max_train_s' (config_dict) should be greater than 0, it is 0"),
+    ({"max_train_s": "long"}, "'max_train_s' (config_dict) should be a number, it is 'long'"),
     ({"save_ranks": True}, "'result_file', which is not set"),
     ({"save_dataset": True}, "'save_dataset' is refused"),
     ({"save_dataloaders": True}, "'save_dataloaders' is refused"),
@@ -103,6 +111,23 @@ REFUSED = [
     ({**OURS, "transform": "mask_itemseq"}, "SSD4Rec reads packed streams"),
     ({**OURS, "loss_type": "BPR", "train_neg_sample_args": {"dynamic": True}}, "dynamic negatives"),
 ]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {**OURS, **HALF, "enable_scaler": True, "clip_grad_norm": {"max_norm": 1}},  # ours are clipped unscaled
+        {**BUILTIN, **HALF, "enable_scaler": True},
+        {**BUILTIN, **HALF, "clip_grad_norm": {"max_norm": 1}},
+        {**OURS, "amp_dtype": "bfloat16"},  # the default, as a checkpoint's settings have it
+        {**OURS, "max_train_s": 1.5},
+    ],
+    ids=str,
+)
+def test_takes_settings_that_go_together(settings):
+    config = Config(config_dict=settings)
+    assert all(config[key] == value for key, value in settings.items())
+    assert Config(config_dict=config.given()).given() == config.given()
 
 
 @pytest.mark.parametrize(("settings", "words"), REFUSED, ids=lambda value: str(value)[:60])

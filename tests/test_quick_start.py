@@ -28,6 +28,7 @@ RESULT_KEYS = {
     "best_valid_result",
     "test_result",
     "best_epoch",
+    "cut",
     "valid_by_epoch",
     "epoch_s",
     "train_s",
@@ -54,7 +55,7 @@ def test_result_file_holds_what_the_run_returned(run_folder, tiny, model):
     assert set(written) == RESULT_KEYS
     assert all(written[key] == json.loads(json.dumps(result[key])) for key in RESULT_KEYS)
     assert {"best_valid_score", "valid_score_bigger"} <= set(result)
-    assert len(result["epoch_s"]) == len(result["valid_by_epoch"]) == 2
+    assert len(result["epoch_s"]) == len(result["valid_by_epoch"]) == 2 and result["cut"] is False
     best = max(result["valid_by_epoch"], key=lambda entry: (entry["result"]["ndcg@10"], entry["epoch"]))
     assert (result["best_epoch"], result["best_valid_result"]) == (best["epoch"], best["result"])
     assert result["best_valid_score"] == best["result"]["ndcg@10"]
@@ -130,6 +131,22 @@ def test_training_goes_on_from_a_checkpoint(run_folder, tiny):
     trainer.fit(train, valid, verbose=False)
     assert list(trainer.train_loss_dict) == [1, 2]
     assert trainer.train_loss_dict[2] < result["train_loss"][0]
+
+
+def test_a_run_that_its_time_cut_says_so(run_folder, tiny):
+    """The best epoch so far is tested; file and log tell that there might have been a better one."""
+    settings = {**tiny, "epochs": 9, "max_train_s": 1e-6, "result_file": "result.json"}
+    result = run_recbole_ssd("SSD4Rec", config_dict=settings)
+    assert result["cut"] is True and json.loads(Path("result.json").read_text())["cut"] is True
+    assert result["best_epoch"] == 0 and len(result["epoch_s"]) == 1 and result["test_result"]
+    assert ", ended by max_train_s)" in Path(result["log_file"]).read_text()
+
+
+def test_bfloat16_is_loaded_again_without_a_word(run_folder, tiny):
+    """What was trained in another precision is the same model: its checkpoint's settings must not be refused."""
+    result = run_recbole_ssd("SSD4Rec", config_dict={**tiny, "enable_amp": True})
+    assert load_data_and_model(result["checkpoint"])[0]["enable_amp"] is True
+    assert result["config"]["amp_dtype"] == "bfloat16"
 
 
 def test_two_runs_write_two_logs_and_leave_other_handlers(run_folder, tiny):

@@ -238,5 +238,90 @@ def test_an_interrupted_save_leaves_the_older_checkpoint(checkpoint, build, monk
     assert checkpoint.read_bytes() == before
 
 
-def test_is_a_thin_subclass():
-    assert issubclass(Trainer, RecBoleTrainer) and "_build_optimizer" not in vars(Trainer)
+@pytest.mark.parametrize(("learner", "fused"), [("adam", True), ("adamw", True), ("sgd", True), ("rmsprop", None)])
+def test_a_packed_model_takes_the_fused_optimizer_where_there_is_one(build, learner, fused):
+    trainer, _ = build("SSD4Rec", learner=learner, learning_rate=0.01, weight_decay=0.1)
+    plain = RecBoleTrainer._build_optimizer(trainer)
+    assert type(trainer.optimizer) is type(plain)
+    (ours,), (theirs,) = trainer.optimizer.param_groups, plain.param_groups
+    assert ours.get("fused") is fused and (ours["lr"], ours["weight_decay"]) == (0.01, 0.1)
+    assert all(one is other for one, other in zip(ours["params"], theirs["params"], strict=True))
+
+
+def test_recboles_models_keep_recboles_optimizer(build):
+    trainer, _ = build("GRU4Rec")
+    assert trainer.optimizer.param_groups[0]["fused"] is None
+
+
+def test_the_fused_optimizer_changes_rounding_only(build):
+    losses = []
+    for own in (True, False):
+        trainer, (train, _, _) = build("SSD4Rec", epochs=3, train_batch_size=128)
+        if not own:
+            trainer.optimizer = RecBoleTrainer._build_optimizer(trainer)
+        init_seed(1, True)
+        trainer.fit(train, verbose=False, saved=False)
+        losses.append(trainer.train_loss_dict)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("was_fused", [True, False])
+def test_training_goes_on_fused_with_the_state_of_either_optimizer(build, was_fused):
+    trainer, (train, valid, _) = build("SSD4Rec")
+    if not was_fused:
+        trainer.optimizer = RecBoleTrainer._build_optimizer(trainer)
+    trainer.fit(train, valid, verbose=False)
+    later, (train, valid, _) = build("SSD4Rec", epochs=2)
+    later.resume_checkpoint(trainer.saved_model_file)
+    assert later.optimizer.param_groups[0]["fused"] is True
+    states = trainer.optimizer.state.values(), later.optimizer.state.values()
+    for before, after in zip(*states, strict=True):
+        assert before["step"] == after["step"] > 0 and torch.equal(before["exp_avg"], after["exp_avg"])
+    later.fit(train, valid, verbose=False)
+    assert later.train_loss_dict[1] < trainer.train_loss_dict[0]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Every look at the clock costs a second: an epoch takes one, a validation too."""
+    seconds = iter(range(10**6))
+    monkeypatch.setattr(Trainer, "_now", lambda trainer: float(next(seconds)))
+
+
+@pytest.mark.parametrize("model", ["GRU4Rec", "SSD4Rec"])
+def test_training_ends_after_the_first_validation_beyond_its_time(build, clock, caplog, model):
+    whole, (train, valid, _) = build(model, epochs=5)
+    whole.fit(train, valid, verbose=False, saved=False)
+    assert not whole.cut
+    limit = whole.valid_by_epoch[1]["seconds"] + 0.5  # over in the third epoch
+    trainer, (train, valid, test) = build(model, epochs=5, max_train_s=limit)
+    with caplog.at_level("INFO"):
+        score, result = trainer.fit(train, valid, verbose=False)
+    assert trainer.cut and [entry["epoch"] for entry in trainer.valid_by_epoch] == [0, 1, 2]
+    best = trainer.best_epoch
+    assert (
+        f"training ends after epoch 2: max_train_s ({limit} s) is over; the best epoch so far is {best}" in caplog.text
+    )
+    assert (score, result) == (trainer.best_valid_score, trainer.best_valid_result)
+    assert torch.load(trainer.saved_model_file, weights_only=True)["epoch"] == best
+    assert trainer.evaluate(test)
+
+
+def test_epochs_that_are_not_validated_yet_are_not_thrown_away(build, clock):
+    trainer, (train, valid, _) = build(epochs=9, eval_step=3, max_train_s=0.5)
+    for count in (3, 6):  # each fit anew
+        trainer.fit(train, valid, verbose=False)
+        assert trainer.cut and len(trainer.epoch_s) == count and trainer.best_epoch == 2
+
+
+def test_without_validation_the_time_counts_after_each_epoch(build, clock):
+    trainer, (train, _, _) = build(epochs=9, max_train_s=0.5)
+    trainer.fit(train, verbose=False)
+    assert trainer.cut and len(trainer.epoch_s) == 1
+    assert torch.load(trainer.saved_model_file, weights_only=True)["epoch"] == 0
+
+
+def test_time_that_is_over_in_the_last_epoch_cuts_nothing(build, clock):
+    trainer, (train, valid, _) = build(epochs=1, max_train_s=0.5)
+    trainer.fit(train, valid, verbose=False)
+    assert not trainer.cut

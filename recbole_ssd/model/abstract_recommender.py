@@ -75,7 +75,8 @@ class PackedSequentialRecommender(SequentialRecommender):
         if not len(items):
             raise ValueError(f"the batch has no rows: check the users that were asked for ('{self.USER_ID}')")
         if "cu_seqlens" in interaction:
-            return Stream(items, Segments(interaction["cu_seqlens"]))
+            segments = getattr(interaction, "segments", None)  # made with the batch: data/prefetch.py
+            return Stream(items, Segments(interaction["cu_seqlens"]) if segments is None else segments)
         lengths = interaction[self.ITEM_SEQ_LEN]
         real = torch.arange(items.shape[1], device=items.device) < lengths[:, None]
         return Stream(items[real], Segments(F.pad(lengths.cumsum(0), (1, 0))))

@@ -54,19 +54,25 @@ class Segments:
 
     Args:
         cu_seqlens: int tensor (S + 1,), starting at 0, strictly increasing.
+        borders: the same on the CPU, where the caller has it: reading it from a GPU waits for all that is queued there.
 
     Raises:
-        ValueError: when `cu_seqlens` is not such a tensor.
+        ValueError: when `cu_seqlens` is not such a tensor, or `borders` no copy of it on the CPU.
     """
 
-    def __init__(self, cu_seqlens: Tensor):
+    def __init__(self, cu_seqlens: Tensor, borders: Tensor | None = None):
         if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
             raise ValueError(
                 "cu_seqlens must be a 1-D integer tensor of segment borders such as [0, 3, 5], "
                 f"got {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
             )
         self.cu_seqlens = cu_seqlens.long()
-        self.borders = self.cu_seqlens.cpu()
+        self.borders = self.cu_seqlens.cpu() if borders is None else borders.long()
+        if self.borders.device.type != "cpu" or self.borders.shape != cu_seqlens.shape:
+            raise ValueError(
+                f"borders must be cu_seqlens {tuple(cu_seqlens.shape)} on the CPU, got a tensor of shape "
+                f"{tuple(self.borders.shape)} on '{self.borders.device}'"
+            )
         if self.borders[0] != 0 or bool((self.borders.diff() < 1).any()):
             raise ValueError(
                 "cu_seqlens must start at 0 and grow with every segment (no segment may be empty), "
