@@ -43,13 +43,14 @@ def train_epoch(
         The sum of the losses, a float, or a tuple of floats where the loss has parts.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    total, done = torch.zeros((), dtype=torch.float64), 0  # float64: as exact as the Python floats of RecBole's loop
+    total, done = torch.zeros(()), 0
     for done, batch in enumerate(batches, start=1):
         optimizer.zero_grad(set_to_none=True)
         with precision.autocast():
             losses = loss_function(batch)
         in_parts = isinstance(losses, tuple)
         precision.step(sum(losses) if in_parts else losses, optimizer, weights, clip_grad_norm)
+        # float64: as exact as the Python floats of RecBole's loop
         total = total + (torch.stack(losses) if in_parts else losses).detach().double()
         if look and done % READ_EVERY == 0:
             look(done, total.sum())

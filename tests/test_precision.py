@@ -56,9 +56,11 @@ def test_float16_on_a_cpu_is_refused_when_training_starts(build):
 def gpu(monkeypatch):
     """A function that makes torch answer as on a machine with a GPU, with bfloat16 or without."""
 
-    def pretend(bfloat16):
+    def pretend(bfloat16):  # in its own arithmetic; torch emulates it on any
         monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16 or including_emulation
+        )
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
         monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         monkeypatch.setattr(torch.amp.grad_scaler.torch.cuda, "is_available", lambda: True)

@@ -152,7 +152,8 @@ def test_the_bar_shows_the_loss(build, capsys):
     trainer, (train, _, _) = build(epochs=1)
     trainer.fit(train, saved=False, show_progress=True)
     shown = capsys.readouterr().err
-    assert "Train     0" in shown and f"loss {trainer.train_loss_dict[0] / len(train):.4f}" in shown
+    assert "Train     0" in shown and f"{len(train)}/{len(train)} " in shown
+    assert f"loss {trainer.train_loss_dict[0] / len(train):.4f}" in shown
 
 
 def test_the_model_takes_the_segments_that_came_with_the_batch(build):
