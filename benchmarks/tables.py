@@ -1,8 +1,12 @@
-"""The README's tables, made from the data files in benchmarks/results: python benchmarks/tables.py prints them."""
+"""The README's figures, made from the data files in benchmarks/results: python benchmarks/tables.py writes them there.
+
+A figure stands between <!-- NAME --> and <!-- /NAME -->, where NAME is that of a function here.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from pathlib import Path
 from statistics import fmean
@@ -149,6 +153,25 @@ def _source(record: dict, rounds: int) -> str:
     )
 
 
+PARTS = {
+    part.__name__: part
+    for part in (
+        quick_start_sentence,
+        speed_table,
+        anomaly_sentence,
+        preparation_sentence,
+        models_table,
+        dropout_sentence,
+    )
+}
+
+
+def filled(text: str) -> str:
+    """The text with every figure made anew."""
+    marked = re.compile(r"(<!-- (\w+) -->\n).*?(\n<!-- /\2 -->)", re.DOTALL)
+    return marked.sub(lambda found: found[1] + PARTS[found[2]]() + found[3], text)
+
+
 if __name__ == "__main__":
-    parts = (quick_start_sentence, speed_table, anomaly_sentence, preparation_sentence, models_table, dropout_sentence)
-    print(*(part() for part in parts), sep="\n\n")
+    README = Path(__file__).parents[1] / "README.md"
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
