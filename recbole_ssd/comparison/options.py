@@ -131,6 +131,9 @@ def _sections(models, file: Path | str) -> dict:
         raise ValueError(
             f"'models' in '{file}' should hold one section for each model, such as 'SASRec: {{learning_rate: 0.001}}'"
         )
+    for label in models:
+        if "," in str(label):
+            raise ValueError(f"label '{label}' in '{file}' holds a comma, which parts labels in --model=A,B: leave it out")
     return {str(label): section or {} for label, section in models.items()}
 
 

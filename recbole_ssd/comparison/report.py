@@ -16,7 +16,6 @@ from recbole_ssd.comparison.statistics import DRAWS
 from recbole_ssd.comparison.summary import BY, Model, by_group, run_rows, summarize
 from recbole_ssd.comparison.tables import accuracy_table, cost_table, group_table, missing_table, settings_table
 
-
 FEW = 5  # seeds
 
 

@@ -18,6 +18,7 @@ from recbole_ssd.comparison.progress import Progress
 from recbole_ssd.comparison.records import DONE, FAILED, INTERRUPTED, read_record
 from recbole_ssd.comparison.runs import Run, RunFolder
 
+PROGRAM = ("-m", "recbole_ssd")  # of a run, for Python
 POLL_S = 0.2
 PATIENCE_S = 10  # of a run that was asked to stop
 _INTERRUPTED_CODES = (130, -signal.SIGINT, -signal.SIGTERM)
@@ -62,7 +63,7 @@ def _start(run: Run, folder: Path) -> subprocess.Popen:
     place.write_settings(run)
     # The child sees the modules that this process sees, installed or not.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "recbole_ssd", f"--config_files={place.settings}"]
+    command = [sys.executable, *PROGRAM, f"--config_files={place.settings}"]
     with open(place.log, "w", encoding="utf-8") as log:
         # In a group of its own: Ctrl-C reaches this process alone, which then stops its runs one by one.
         return subprocess.Popen(

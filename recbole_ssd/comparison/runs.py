@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from recbole_ssd.config import Config
 from recbole_ssd.result import protocol, ranks_file
-from recbole_ssd.settings import parse_value
+from recbole_ssd.settings import parse_value, read_yaml
 
 # Change no number of a result: a run is the same with others of these.
 NOT_DECISIVE = (
@@ -38,6 +38,7 @@ class Run:
         settings: what the user set, with model, data set and seed.
         identity: a hash of all settings that decide the result, defaults included: other settings, another run.
         protocol: what its metrics mean, without the window of the model.
+        shipped: what `properties/tuned` sets for this pair of model and data set and the user leaves so.
     """
 
     label: str
@@ -45,6 +46,7 @@ class Run:
     settings: dict
     identity: str
     protocol: dict
+    shipped: dict = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -128,7 +130,11 @@ def make_run(label: str, settings: dict, number: int = 0) -> Run:
     measured = {key: value for key, value in protocol(config).items() if key != "MAX_ITEM_LIST_LENGTH"}
     measured["valid_metric"] = config["valid_metric"]
     own = {key: parse_value(key, value) for key, value in settings.items()}
-    return Run(label, seed, {**own, "seed": seed}, hashlib.sha256(text.encode()).hexdigest()[:10], measured)
+    pair = f"{config['model']}-{config['dataset']}.yaml"
+    shipped = [read_yaml(file) for file in config.files_read if Path(file).name == pair]
+    kept = {key: value for part in shipped for key, value in part.items() if key not in own}
+    identity = hashlib.sha256(text.encode()).hexdigest()[:10]
+    return Run(label, seed, {**own, "seed": seed}, identity, measured, kept)
 
 
 def _like(settings: dict, changed: dict) -> dict:

@@ -201,7 +201,7 @@ def tuning_blocks(searches: list[Search], models: dict) -> list:
     """What was tuned over what, for the report; a sentence where nothing was."""
     untuned = [label for label in models if label not in {search.label for search in searches}]
     if not searches:
-        return [Heading("Tuning"), Text("No model was tuned here: the settings below were given or are defaults.")]
+        return [Heading("Tuning"), Text("No model was tuned here: what is not set below is a default.")]
     rows = []
     for search in searches:
         study = _study(search)

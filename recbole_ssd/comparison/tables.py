@@ -86,16 +86,20 @@ def group_table(models: list[Model], column: str, metric: str) -> Table:
 
 
 def settings_table(models: list[Model]) -> Table:
-    """What was set for each model, beside what was set alike for all."""
+    """What was set for each model, what this package ships for its pair, and what was set alike for all."""
     own, common = own_settings(models)
-    rows = [[model.name, _settings(model)["model"], words(own[model.label]) or "defaults"] for model in models]
-    return Table(["model", "class", "set for it"], [*rows, ["all", "", words(common) or "defaults"]], left=3)
+    header = ["model", "class", "set for it", "shipped for it and this data set"]
+    rows = []
+    for model in models:
+        run = model.records[0].run
+        rows.append([model.name, run.settings["model"], words(own[model.label]) or "nothing", words(run.shipped)])
+    return Table(header, [*rows, ["all", "", words(common) or "nothing", ""]], left=4)
 
 
 def own_settings(models: list[Model]) -> tuple[dict, dict]:
     """Settings that the models do not share, by label, and those that they do."""
-    settings = {model.label: _settings(model) for model in models}
-    skip = ("model", "dataset", "seed")
+    settings = {model.label: model.records[0].run.settings for model in models}
+    skip = ("model", "dataset", "seed", "data_path")
     common = dict(next(iter(settings.values())))
     for other in settings.values():
         common = {key: value for key, value in common.items() if key not in skip and other.get(key, skip) == value}
@@ -104,10 +108,6 @@ def own_settings(models: list[Model]) -> tuple[dict, dict]:
         for label, given in settings.items()
     }
     return own, common
-
-
-def _settings(model: Model) -> dict:
-    return model.records[0].run.settings
 
 
 def words(settings: dict) -> str:
