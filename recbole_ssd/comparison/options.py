@@ -133,7 +133,9 @@ def _sections(models, file: Path | str) -> dict:
         )
     for label in models:
         if "," in str(label):
-            raise ValueError(f"label '{label}' in '{file}' holds a comma, which parts labels in --model=A,B: leave it out")
+            raise ValueError(
+                f"label '{label}' in '{file}' holds a comma, which parts labels in --model=A,B: leave it out"
+            )
     return {str(label): section or {} for label, section in models.items()}
 
 

@@ -77,9 +77,8 @@ def _write(blocks: list, shown: list[Table], grouped: list, records: list[Record
     _replace(folder / "report.md", to_markdown(blocks))
     _replace(folder / "report.html", to_html(blocks))
     _replace(folder / "results.csv", run_rows(records).to_csv(index=False))
-    if grouped:
-        _replace(folder / "groups.csv", pd.concat(grouped).to_csv(index=False))
-    if report.latex:
+    _replace(folder / "groups.csv", pd.concat(grouped).to_csv(index=False) if grouped else "")
+    if report.latex or (folder / "table.tex").exists():  # an older one would contradict the report
         _replace(folder / "table.tex", to_latex(shown))
 
 
@@ -119,7 +118,7 @@ def _meaning(models: list[Model], metric: str) -> str:
             "Holm; they do not tell of other data, nor of other settings."
         )
         if min(len(model.done) for model in models if model.difference or model is models[0]) < FEW:
-            text += f" With fewer than {FEW} seeds the spread over seeds is known roughly: so are these."
+            text += f" With fewer than {FEW} seeds their spread is known only roughly, and p-values come out too small."
     elif len(models) > 1:
         text += " There is no interval: it needs two seeds or more of the first model and of another."
     if any(record.cut for model in models for record in model.done):

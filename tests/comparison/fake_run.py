@@ -73,8 +73,8 @@ if __name__ == "__main__":
     settings = yaml.safe_load(Path(sys.argv[1].removeprefix("--config_files=")).read_text())
     name = f"{settings['model']}-{settings['seed']}"
     print("21 Nov 00:00    INFO  epoch 0 training [time: 0.1s, train loss: 1.0]", flush=True)
-    if name == os.environ.get("FAKE_CRASH"):
+    if name in os.environ.get("FAKE_CRASH", "").split():
         sys.exit("the loss is not a number: lower 'learning_rate'")
-    if name == os.environ.get("FAKE_HANG"):
+    if name in os.environ.get("FAKE_HANG", "").split():
         time.sleep(600)
     write(settings)

@@ -55,9 +55,7 @@ def test_unknown_metrics_are_refused():
 def test_bootstrap_equals_all_draws_enumerated():
     """Two seeds and three users: 27 draws of users times two of a seed, all equally likely."""
     sums, counts = np.array([[0.0, 1.0, 4.0], [2.0, 2.0, 3.0]]), np.array([1, 1, 1])
-    every = [
-        sums[seed][list(users)].mean() for seed in range(2) for users in itertools.product(range(3), repeat=3)
-    ]
+    every = [sums[seed][list(users)].mean() for seed in range(2) for users in itertools.product(range(3), repeat=3)]
     (drawn,) = bootstrap_means([sums], counts, draws=40_000, seed=1)
     values, shares = np.unique(np.round(every, 9), return_counts=True)
     found, numbers = np.unique(np.round(drawn, 9), return_counts=True)
