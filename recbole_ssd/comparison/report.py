@@ -110,7 +110,9 @@ def _measured(models: list[Model]) -> str:
 
 def _meaning(models: list[Model], metric: str) -> str:
     """What stands behind the signs of the table of accuracy."""
-    text = "Mean ± standard deviation over seeds, of the epoch with the best validation."
+    several = any(len(model.done) > 1 for model in models)
+    text = "Mean ± standard deviation over seeds" if several else "One seed each"
+    text += ", of the epoch with the best validation."
     if any(model.difference for model in models):
         text += (
             f" Intervals and p-values of the difference from {models[0].label} in test {metric} come from a paired "

@@ -36,6 +36,7 @@ class Search:
         space: what is chosen from what.
         folder: of the study and its runs; other settings or another space, another folder.
         limit_s, limit_trials: the budget; None: no limit of this kind.
+        seed: of the trials, and of the proposals.
         metric, bigger: the validation's, and whether more of it is better.
     """
 
@@ -45,6 +46,7 @@ class Search:
     folder: Path
     limit_s: float | None
     limit_trials: int | None
+    seed: int
     metric: str
     bigger: bool
 
@@ -78,10 +80,13 @@ def plan_searches(options: Options, models: dict, folder: Path) -> list[Search]:
                 make_run(label, _with(settings, {dimension.key: value}))
         config = Config(config_dict=settings)
         metric, bigger = str(config["valid_metric"]).lower(), config["valid_metric_bigger"]
-        text = json.dumps([make_run(label, settings).identity, [str(dimension) for dimension in space]])
+        untuned = make_run(label, settings)
+        text = json.dumps([untuned.identity, [str(dimension) for dimension in space]])
         name = f"{file_name(label)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
         place = folder / "search" / name
-        searches.append(Search(label, settings, space, place, limit_s, options.search_trials, metric, bigger))
+        searches.append(
+            Search(label, settings, space, place, limit_s, options.search_trials, untuned.seed, metric, bigger)
+        )
     return searches
 
 
@@ -128,9 +133,7 @@ def _propose(study, search: Search):
     import optuna
 
     number = len(study.trials)
-    copy = optuna.create_study(
-        sampler=optuna.samplers.TPESampler(seed=search.run({}).seed + number), direction=study.direction
-    )
+    copy = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=search.seed + number), direction=study.direction)
     copy.add_trials(study.trials)
     trial = copy.ask()
     found = {dimension.key: dimension.suggest(trial) for dimension in search.space}
@@ -218,6 +221,7 @@ def tuning_blocks(searches: list[Search], models: dict) -> list:
     blocks = [Heading("Tuning"), Table(header, rows, left=3)]
     if untuned:
         blocks.append(Text(f"Not tuned: {', '.join(untuned)}. Read the differences with this in mind."))
-    seed = searches[0].run({}).seed
-    blocks.append(Text(f"Trials train with seed {seed}; the best validation is chosen, the test data play no part."))
+    blocks.append(
+        Text(f"Trials train with seed {searches[0].seed}; the best validation is chosen, the test data play no part.")
+    )
     return blocks

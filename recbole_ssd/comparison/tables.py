@@ -50,27 +50,27 @@ def seeds_done(model: Model) -> str:
 def cost_table(models: list[Model]) -> Table:
     """Seconds and memory of each model, means over its seeds."""
     columns = {
-        "epoch s": lambda r: epoch_s(r),
-        "epochs": lambda r: len(r.result["epoch_s"]),
-        "s to best epoch": lambda r: r.seconds_to_best,
-        "s in all": lambda r: r.seconds,
-        "peak MB": lambda r: r.result["peak_rss_mb"],
-        "peak GPU MB": lambda r: r.result["peak_gpu_mb"],
-        "tokens per epoch": lambda r: r.result["tokens_per_epoch"],
-        "parameters": lambda r: r.result["n_params"],
+        "epoch s": (epoch_s, ".2f"),
+        "epochs": (lambda r: len(r.result["epoch_s"]), ".0f"),
+        "s to best epoch": (lambda r: r.seconds_to_best, ",.1f"),
+        "s in all": (lambda r: r.seconds, ",.1f"),
+        "peak MB": (lambda r: r.result["peak_rss_mb"], ",.0f"),
+        "peak GPU MB": (lambda r: r.result["peak_gpu_mb"], ",.0f"),
+        "tokens per epoch": (lambda r: r.result["tokens_per_epoch"], ",.0f"),
+        "parameters": (lambda r: r.result["n_params"], ",.0f"),
     }
-    cells = {name: [_mean([value(r) for r in model.done]) for model in models] for name, value in columns.items()}
+    cells = {
+        name: [_mean([value(record) for record in model.done], digits) for model in models]
+        for name, (value, digits) in columns.items()
+    }
     cells = {name: column for name, column in cells.items() if any(column)}
     rows = [[model.name, *(column[place] for column in cells.values())] for place, model in enumerate(models)]
     return Table(["model", *cells], rows)
 
 
-def _mean(values: list) -> str:
+def _mean(values: list, digits: str) -> str:
     values = [value for value in values if value is not None]
-    if not values:
-        return ""
-    mean = fmean(values)
-    return f"{mean:,.0f}" if mean >= 100 or mean == int(mean) else f"{mean:.2f}"
+    return format(fmean(values), digits) if values else ""
 
 
 def group_table(models: list[Model], column: str, metric: str) -> Table:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recbole_ssd.comparison import runner
+from recbole_ssd.comparison import plots, runner
 from recbole_ssd.comparison.command import compare
 from recbole_ssd.comparison.records import read_record
 from recbole_ssd.comparison.runs import RunFolder, plan_runs
@@ -23,8 +23,9 @@ def fake_runs(monkeypatch, run_folder):
 
 
 @pytest.fixture
-def compared(fake_runs):
-    """A function that runs a comparison on `tiny` and gives its exit status."""
+def compared(fake_runs, monkeypatch):
+    """A function that runs a comparison on `tiny`, without pictures, and gives its exit status."""
+    monkeypatch.setattr(plots, "can_plot", lambda: False)
 
     def call(model="SSD4Rec,GRU4Rec", files=(), **settings):
         settings = {"dataset": "tiny", **settings}
