@@ -45,8 +45,9 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Of training and evaluation."""
-        return self.result["train_s"] + self.result["eval_s"]
+        """Of training and evaluation, and of what lies between the epochs, as far as the result tells."""
+        last = self.result["valid_by_epoch"][-1:]
+        return max(self.result["train_s"] + self.result["eval_s"], *(entry["seconds"] for entry in last), 0.0)
 
     @property
     def seconds_to_best(self) -> float:
