@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ from recbole_ssd.config import Config
 
 DEFAULT_S = 3600
 SAME = 30  # proposals in a row that were all tried: the space is used up
+FAILED_FIRST = 5  # trials of a call, without any result: the settings are to blame, not the proposals
 
 
 @dataclass
@@ -110,12 +112,15 @@ def tune(searches: list[Search], options: Options) -> dict[str, dict]:
 
 def _tune(search: Search) -> dict:
     study = _study(search)
-    same = 0
-    while same < SAME and not _spent(study, search):
+    same = failed = 0
+    while same < SAME and failed < FAILED_FIRST and not _spent(study, search):
         found, proposal = _propose(study, search)
         run = search.run(found)
         same = same + 1 if read_record(search.folder / "runs", run).state == DONE else 0
-        study.add_trial(_trial(found, proposal, _run_trial(search, run, len(study.trials)), search))
+        started = time.monotonic()
+        record = _run_trial(search, run, len(study.trials))
+        study.add_trial(_trial(found, proposal, record, search, time.monotonic() - started))
+        failed = 0 if best_trial(study) else failed + 1
     best = best_trial(study)
     if best is None:
         raise ValueError(
@@ -154,13 +159,13 @@ def _chosen(search: Search, run: Run) -> dict:
     return {dimension.key: run.settings[dimension.key] for dimension in search.space}
 
 
-def _trial(found: dict, proposal, record: Record, search: Search):
-    """The finished trial as Optuna stores it: without a result it has failed."""
+def _trial(found: dict, proposal, record: Record, search: Search, wall_s: float):
+    """The finished trial as Optuna stores it: without a result it has failed, and took `wall_s`."""
     import optuna
 
     value = ((record.result or {}).get("best_valid_result") or {}).get(search.metric)
     ok = record.state == DONE and value is not None
-    seconds = record.seconds if ok else 0.0
+    seconds = record.seconds if ok else wall_s
     return optuna.trial.create_trial(
         state=optuna.trial.TrialState.COMPLETE if ok else optuna.trial.TrialState.FAIL,
         value=value if ok else None,

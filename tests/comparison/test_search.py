@@ -168,6 +168,14 @@ def test_failed_trials_are_counted_and_do_not_win(compared, space_file, monkeypa
     assert best_trial(study_of()).number >= 2
 
 
+def test_a_model_that_always_fails_ends_its_search(compared, space_file, monkeypatch):
+    """Within its hour it could fail hundreds of times."""
+    monkeypatch.setenv("FAKE_CRASH", "GRU4Rec-2020")
+    with pytest.raises(ValueError, match="no trial of GRU4Rec gave a result"):
+        compared("GRU4Rec", search=space_file, search_s=3600)
+    assert len(trials()) == 5 and all(trial.user_attrs["seconds"] > 0 for trial in study_of().trials)
+
+
 def test_another_space_is_another_search(compared, space_file):
     compared("GRU4Rec", search=space_file, search_trials=2)
     Path("space.yaml").write_text(SPACE.replace("0.5", "0.4"))
