@@ -76,7 +76,7 @@ def metric_of(models: dict) -> str:
 
 def _report(runs: list[Run], folder: Path, options: Options, metric: str, command: str, tuning: list) -> int:
     records = [read_record(folder / "runs", run) for run in runs]
-    report = Report(folder, metric, command, tuning, options.export == "latex")
+    report = Report(folder, metric, command, tuning, options.export == "latex", options.jobs)
     for table in write_report(records, report):
         print(f"\n{table.format('simple')}")
     if not plots.can_plot():

@@ -29,6 +29,7 @@ class Report:
         command: that made it.
         tuning: blocks that tell what was tuned over what.
         latex: whether to write table.tex.
+        jobs: runs at a time.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class Report:
     command: str
     tuning: list = field(default_factory=list)
     latex: bool = False
+    jobs: int = 1
 
 
 def write_report(records: list[Record], report: Report) -> list[Table]:
@@ -67,7 +69,7 @@ def write_report(records: list[Record], report: Report) -> list[Table]:
         shown.append(missing)
     blocks += report.tuning
     blocks += [Heading("Settings"), settings_table([model for models in parts for model in models])]
-    blocks += [Heading("To repeat it"), Code(report.command), Text(_machine(records))]
+    blocks += [Heading("To repeat it"), Code(report.command), Text(_machine(records, report.jobs))]
     _write(blocks, shown, grouped, records, report)
     return shown
 
@@ -140,15 +142,16 @@ def _pictures(models: list[Model], report: Report, prefix: str) -> list:
     return blocks
 
 
-def _machine(records: list[Record]) -> str:
+def _machine(records: list[Record], jobs: int) -> str:
     """Where the seconds were measured; several machines are all named, for their seconds do not compare."""
     done = [record.result for record in records if record.state == DONE]
     packages = ("torch", "recbole", "recbole_ssd")
     places = dict.fromkeys(
-        f"{r['machine']['gpu'] or r['machine']['cpu']}, {r['machine']['threads']} threads, "
+        f"{r['machine']['gpu'] or r['machine']['cpu']}, {r['machine']['threads']} thread(s) a run, "
         + ", ".join(f"{name} {r['versions'][name]}" for name in packages)
         for r in done
     )
     if len(places) > 1:
         return f"Measured on {len(places)} machines, whose seconds do not compare: {'; '.join(places)}."
-    return f"Measured on {next(iter(places), 'no machine yet')}."
+    shared = f" Up to {jobs} runs at a time shared it: alone they take fewer seconds." if jobs > 1 else ""
+    return f"Measured on {next(iter(places), 'no machine yet')}.{shared}"

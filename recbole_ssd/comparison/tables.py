@@ -111,8 +111,14 @@ def own_settings(models: list[Model]) -> tuple[dict, dict]:
 
 
 def words(settings: dict) -> str:
-    """Settings as one line."""
-    return ", ".join(f"{key}={value}" for key, value in settings.items())
+    """Settings as one line; the exact values stand in each run's settings.yaml.
+
+    >>> words({"learning_rate": 0.0047386512615, "loss_type": "CE"})
+    'learning_rate=0.00473865, loss_type=CE'
+    """
+    return ", ".join(
+        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in settings.items()
+    )
 
 
 def missing_table(records: list[Record]) -> Table | None:

@@ -220,9 +220,11 @@ def test_dry_run_runs_nothing_and_tells_what_would(compared, capsys):
     assert "2 of 4 runs to do" in capsys.readouterr().out
 
 
-def test_several_jobs_give_the_same_report(compared):
+def test_several_jobs_give_the_same_results_and_are_told_of(compared):
     compared(seeds=2)
     alone = reports()
     shutil.rmtree(FOLDER)
     compared(seeds=2, jobs=3)
-    assert reports() == alone
+    together = reports()
+    assert together["results.csv"] == alone["results.csv"] and together["groups.csv"] == alone["groups.csv"]
+    assert "Up to 3 runs at a time shared it" in together["report.md"] and "shared it" not in alone["report.md"]
