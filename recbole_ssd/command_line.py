@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dis
+import shlex
 import sys
 from pathlib import Path
 
 import recbole
 
+from recbole_ssd.comparison.command import compare
+from recbole_ssd.comparison.options import is_comparison
 from recbole_ssd.model_lookup import model_lines
 from recbole_ssd.quick_start import run_recbole_ssd
 from recbole_ssd.settings import read_yaml
@@ -17,7 +20,8 @@ DEFAULT_DATASET = "ml-100k"
 
 HELP = f"""python run_recbole_ssd.py [--model=NAME] [--dataset=NAME] [--config_files="A B"] [--KEY=VALUE ...]
 
-Trains a model and evaluates its best epoch. Without arguments: {DEFAULT_MODEL} on {DEFAULT_DATASET}.
+Trains a model and evaluates its best epoch, or compares several models.
+Without arguments: {DEFAULT_MODEL} on {DEFAULT_DATASET}.
 
   --model=NAME           a model of ours or a sequential one of RecBole's
   --dataset=NAME         reads DATA_PATH/NAME/NAME.inter; ml-100k comes with RecBole
@@ -25,12 +29,22 @@ Trains a model and evaluates its best epoch. Without arguments: {DEFAULT_MODEL} 
   --config_files="A B"   YAML files of settings, a later one wins
   --KEY=VALUE            any setting of properties/*.yaml or RecBole's; wins over files
   --result_file=PATH     the result as JSON
+  --model=A,B --seeds=3  compares models: every run in a process of its own, a table and a report at the end;
+                         called again, it goes on where it stopped
+  --dry_run              tells what a comparison would run
+  --max_train_s=SECONDS  ends a training at the first validation beyond it; marked as cut in every table
+  --search=SPACE.yaml    tunes models by validation before comparing them (or RecBole's .hyper file);
+                         --search_s=SECONDS, --search_trials=N limit it for each model
+  --output=FOLDER        of a comparison (comparison/<dataset>); --export=latex  adds table.tex; --jobs=N at a time
   --list_models          names the models, one line each
   --state=DEBUG          more log lines, and tracebacks instead of sentences
   --help                 this text
 
 Later wins: RecBole's settings, properties/overall.yaml, the folders model, dataset and tuned beside it,
 config files, this line."""
+
+
+FLAGS = ("--dry_run",)  # may stand without a value
 
 
 class Settings(dict):
@@ -56,6 +70,7 @@ def parse(arguments: list[str]) -> Settings:
     """
     settings = Settings()
     for argument in arguments:
+        argument = f"{argument}=True" if argument in FLAGS else argument
         key, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals or not key:
             hint = f"--{argument.lstrip('-') or 'key'}=VALUE" if not equals else "--key=value"
@@ -75,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: what follows the program's name; None: this process's own.
 
     Returns:
-        the exit status: 0, 2 after a sentence about wrong input, 130 after Ctrl-C.
+        the exit status: 0, 1 if a run of a comparison failed, 2 after a sentence about wrong input, 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
@@ -99,6 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(settings: dict) -> int:
     files = settings.pop("config_files", [])
+    if is_comparison(settings, files):
+        command = shlex.join([Path(sys.executable).name, *sys.argv])
+        return compare(settings, files, (DEFAULT_MODEL, DEFAULT_DATASET), command)
     in_files = {key for file in files for key in read_yaml(file)}
     for key, default in (("model", DEFAULT_MODEL), ("dataset", DEFAULT_DATASET)):
         if key not in in_files:

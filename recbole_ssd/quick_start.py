@@ -92,19 +92,19 @@ def _run(config: Config, saved: bool, verbose: bool) -> dict:
         "log_file": log_file(),
     }
     result = make_result(config, trainer, train_data, best_valid_result, test_result, **more)
-    _report(result, trainer, dataset)
+    _report(result, trainer, train_data, test_data)
     return result
 
 
-def _report(result: dict, trainer, dataset) -> None:
+def _report(result: dict, trainer, train_data, test_data) -> None:
     """Logs the result and writes the files that were asked for."""
     config, logger = trainer.config, getLogger()
     logger.info("result\n" + describe(result))
+    if config["save_ranks"]:  # before the result: whoever finds that finds its ranks too
+        logger.info(f"ranks written to {write_ranks(trainer.ranks, train_data, test_data, config)}")
     if config["result_file"]:
         write_result(result, config["result_file"])
         logger.info(f"result written to {config['result_file']}")
-    if config["save_ranks"]:
-        logger.info(f"ranks written to {write_ranks(trainer.ranks, dataset, config)}")
 
 
 def _build(config: Config) -> tuple:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from recbole_ssd.data.negatives import training_counts
 from recbole_ssd.environment import check_folder, machine, peak_rss_mb, versions
 
 # In the dict that run_recbole_ssd gives, not in the result file.
@@ -78,25 +79,34 @@ def write_result(result: dict, path: Path | str) -> None:
     os.replace(part, path)
 
 
-def write_ranks(ranks: list, dataset, config) -> Path:
-    """Writes one line `user_id,item_id,rank` for every test target, with the tokens of the data set's files.
+def write_ranks(ranks: list, train_data, test_data, config) -> Path:
+    """Writes one line for every test target, with the tokens of the data set's files; whole or not at all.
 
-    Rank 1 is the best; it counts the items that scored strictly higher.
+    The columns are user, item, `rank` (1 is the best; it counts the items that scored strictly higher),
+    `history_length` (all events of the user before the target, whatever the model read of them) and `item_count`
+    (how often the item occurs in the training events).
 
     Args:
-        ranks: the trainer's `ranks` after evaluating the test data.
-        dataset: translates RecBole's numbers into tokens.
+        ranks: the trainer's `ranks` after evaluating `test_data`.
+        train_data, test_data: the loaders.
         config: names fields and result file.
     """
-    path = ranks_file(config["result_file"])
+    path, dataset = ranks_file(config["result_file"]), test_data.dataset
     fields = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    targets = dataset.inter_feat.table[:, 3]  # in the order of the loader, and so of the ranks
+    lengths = targets - dataset.inter_feat.events.first_event(targets)
+    counts = training_counts(train_data.dataset.inter_feat, dataset.item_num)
+    part = Path(f"{path}.part")
+    with open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*fields, "rank"])
+        writer.writerow([*fields, "rank", "history_length", "item_count"])
+        done = 0
         for users, items, values in ranks:
-            user_tokens = dataset.id2token(fields[0], users.numpy())
-            item_tokens = dataset.id2token(fields[1], items.numpy())
-            writer.writerows(zip(user_tokens, item_tokens, values.tolist(), strict=True))
+            columns = [dataset.id2token(fields[0], users.numpy()), dataset.id2token(fields[1], items.numpy())]
+            columns += [values.tolist(), lengths[done : done + len(items)], counts[items.numpy()]]
+            writer.writerows(zip(*columns, strict=True))
+            done += len(items)
+    os.replace(part, path)
     return path
 
 

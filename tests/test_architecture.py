@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "model": {"ops", "layers", "model"},
     "data": {"ops", "data"},
 }
+MAY_USE_COMPARISON = {"comparison", "command_line.py"}
 
 
 def _imported(file: Path) -> set[str]:
@@ -36,6 +37,15 @@ def test_imports_point_down(room):
     for file in (PACKAGE / room).rglob("*.py"):
         ours = {name.split(".")[1] for name in _imported(file) if name.startswith("recbole_ssd.")}
         assert ours <= MAY_IMPORT[room] | {"compat"}, file
+
+
+def test_a_comparison_is_known_to_the_command_line_alone():
+    users = {
+        file.relative_to(PACKAGE).parts[0]
+        for file in FILES
+        if any(name.startswith("recbole_ssd.comparison") for name in _imported(file))
+    }
+    assert users == MAY_USE_COMPARISON
 
 
 def test_ops_know_nothing_of_recbole():

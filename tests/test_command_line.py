@@ -53,6 +53,28 @@ def test_names_in_config_files_count(asked, tmp_path):
     assert len(asked[0]["config_file_list"]) == 2
 
 
+@pytest.mark.parametrize("arguments", [["--model=SSD4Rec,SASRec"], ["--seeds=2"], ["--dry_run"], ["--search=x.yaml"]])
+def test_several_runs_are_a_comparison(asked, monkeypatch, arguments):
+    calls = []
+    monkeypatch.setattr(command_line, "compare", lambda *args: calls.append(args) or 1)
+    assert main([*arguments, "--epochs=2"]) == 1 and not asked
+    settings, files, defaults, command = calls[0]
+    key, _, value = arguments[0].removeprefix("--").partition("=")
+    assert settings == {key: value or "True", "epochs": "2"} and files == [] and defaults == ("SSD4Rec", "ml-100k")
+
+
+def test_models_in_a_config_file_are_a_comparison(asked, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(command_line, "compare", lambda *args: calls.append(args) or 0)
+    (tmp_path / "a.yaml").write_text("models: [SASRec, SSD4Rec]\n")
+    assert main([f"--config_files={tmp_path / 'a.yaml'}"]) == 0 and len(calls) == 1 and not asked
+
+
+def test_sentences_of_a_comparison_come_without_a_traceback(run_folder, capsys):
+    assert main(["--model=SSD4Rec,SASrec"]) == 2
+    assert "there is no model 'SASrec'. Did you mean 'SASRec'?" in capsys.readouterr().err
+
+
 def test_list_models_names_ours_first(capsys):
     assert main(["--list_models"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,26 @@ def test_ranks_give_the_metrics(run_folder, tiny):
     mrr = sum(1 / rank for rank in ranks if rank <= 10) / len(ranks)
     assert result["test_result"]["hit@10"] == pytest.approx(hit, abs=1e-5)
     assert result["test_result"]["mrr@10"] == pytest.approx(mrr, abs=1e-5)
+
+
+@pytest.mark.parametrize("model", ["GRU4Rec", "SSD4Rec"])
+def test_ranks_tell_history_and_popularity(run_folder, tiny, model):
+    """Counted again from the file, with a window shorter than most histories."""
+    run_recbole_ssd(model, config_dict={**tiny, "result_file": "r.json", "save_ranks": True, "MAX_ITEM_LIST_LENGTH": 3})
+    histories = {}
+    with open(Path(tiny["data_path"]) / "tiny" / "tiny.inter") as file:
+        header = [name.partition(":")[0] for name in next(file).split()]
+        for line in sorted(file, key=lambda line: float(line.split()[header.index("timestamp")])):
+            event = dict(zip(header, line.split()))
+            histories.setdefault(event["user_id"], []).append(event["item_id"])
+    in_training = Counter(item for history in histories.values() for item in history[:-2])
+    with open("r.ranks.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["history_length"] for row in rows}) > 3 and len({row["item_count"] for row in rows}) > 3
+    for row in rows:
+        assert int(row["history_length"]) == len(histories[row["user_id"]]) - 1
+        assert int(row["item_count"]) == in_training[row["item_id"]]
+        assert row["item_id"] == histories[row["user_id"]][-1]
 
 
 @pytest.mark.parametrize("model", ["GRU4Rec", "SSD4Rec"])
