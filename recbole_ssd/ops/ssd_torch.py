@@ -2,17 +2,21 @@
 
 Within a chunk, with c[i] = dt[1] A + ... + dt[i] A and S the state before the chunk,
 
-    y[i] = e^(c[i]) * ( sum_{j<=i} (C[i] . B[j]) e^(-c[j]) dt[j] x[j]  +  C[i] . S )
+    y[i] = e^(c[i]) * ( sum_{j<i} (C[i] . B[j]) e^(-c[j]) dt[j] x[j]  +  C[i] . S )  +  (dt[i] C[i] . B[i] + D) x[i]
+    S'   = e^(c[q]) * ( S  +  sum_j e^(-c[j]) dt[j] B[j] (outer) x[j] )
 
-so one lower triangle of C B^T serves all heads of a group and no (heads, q, q) tensor exists. The decays are summed in
-float64, and both exponentials are moved by a constant, so that c may reach -2 LIMIT; tokens beyond that take the plain
-form (`ssd_steep`). Both choices look at a token's past only, and chunks are aligned to segments (`chunking`): neither
-the future nor a neighbour reaches a result, not even in rounding. The backward is written out and recomputes the chunk.
+so one lower triangle of C B^T serves all heads and no (heads, q, q) tensor exists. The decays are summed in float64,
+and both exponentials are moved by a constant (S with them), so that c may reach -2 LIMIT; tokens beyond that take the
+plain form (`ssd_steep`). Both choices look at a token's past only, and chunks are aligned to segments (`chunking`):
+neither the future nor a neighbour reaches a result, not even in rounding.
+
+The backward is written out. Saved are the inputs, the decays and the states; all else is computed again, a block of
+chunks at a time, in scratch that stays in a core's cache.
 
 Section 6 of Dao and Gu, ICML 2024, https://arxiv.org/abs/2405.21060, is the algorithm; the factored decay is ours.
 
-Shape letters:    T tokens    h heads    p head size    g groups    n state size    c chunks    q tokens of a chunk
-                  m = c * g    w = h / g * p
+Shape letters:    T tokens    h heads    p head size    g groups    n state size    w = h * p    R slots of all blocks
+                  c chunks of a block    q tokens of a chunk    r = c * q    m chunks that do not begin a segment
 """
 
 from __future__ import annotations
@@ -24,10 +28,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import ssd_steep
-from .chunking import Chunks, aligned_chunks
+from .chunking import Block, Blocks, blocks, coarse
 from .packing import Segments
 
 CHUNK = 64
+ROOM = 2**16  # numbers of a block's x: five such tensors stay in a core's cache
+ROOM_ON_GPU = 2**26  # there a launch costs more than memory (a guess, not measured)
 LIMIT = {
     torch.float32: 60.0,
     torch.float64: 300.0,
@@ -45,206 +51,220 @@ def ssd_torch(
     chunk_size: int | None = None,
 ) -> Tensor:
     """The chunked form over a stream. Shapes as in `ssd_reference`; float32 or float64."""
-    D = x.new_zeros(x.shape[1], 1) if D is None else D.view(x.shape[1], -1)
-    return _SSD.apply(x, dt, A, B, C, D, segments, chunk_size or CHUNK)
+    (_, h, p), g = x.shape, B.shape[1]
+    D = x.new_zeros(h, 1) if D is None else D.view(h, -1)
+    if g > 1:  # groups share nothing
+        by_group = zip(*(t.chunk(g, dim) for t, dim in ((x, 1), (dt, 1), (A, 0), (B, 1), (C, 1), (D, 0))))
+        return torch.cat([ssd_torch(*inputs, segments, chunk_size) for inputs in by_group], dim=1)
+    room = ROOM if x.device.type == "cpu" else ROOM_ON_GPU
+    layout = blocks(segments, chunk_size or CHUNK, room // (h * p))
+    return _SSD.apply(x, dt, A, B.squeeze(1), C.squeeze(1), D, layout)
 
 
 class _SSD(torch.autograd.Function):
+    """The heads of one group, which share B and C, (T, n)."""
+
     @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, segments, size):
-        ctx.save_for_backward(x, dt, A, B, C, D)
-        ctx.layout = aligned_chunks(segments, size)
-        ctx.states = []
-        y = x.new_empty(x.shape[0] + 1, *x.shape[1:])
-        for chunks in ctx.layout:
-            block = _Block(chunks, x, dt, A, B, C)
-            out, state = block.forward()
-            ctx.states.append(state)
-            chunks.scatter(torch.addcmul(out, block.x, D), y)
-        return y[:-1]
+    def forward(ctx, x, dt, A, B, C, D, layout):
+        ctx.layout, ctx.decays = layout, _Decays(dt, A, layout)
+        y, CB, states = _Forward(x, B, C, D, layout, ctx.decays).run()
+        ctx.save_for_backward(x, A, B, C, D, CB, states)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, dt, A, B, C, D = ctx.saved_tensors
-        dx, ddt, dB, dC = (v.new_empty(v.shape[0] + 1, *v.shape[1:]) for v in (x, dt, B, C))
-        dA = torch.zeros_like(A, dtype=torch.float64)
-        for chunks, state in zip(ctx.layout, ctx.states):
-            block = _Block(chunks, x, dt, A, B, C)
-            dy_block = chunks.zero_padding(chunks.gather(dy.reshape(len(dy), -1))).view(block.x.shape)
-            dx_block, ddt_block, da, dB_block, dC_block = block.backward(dy_block, state)
-            dA += (da * block.dt.double()).sum((0, 1))
-            chunks.scatter(dx_block.addcmul_(dy_block, D), dx)
-            chunks.scatter(ddt_block + (da * A.double()).to(dt.dtype), ddt)
-            chunks.scatter(dB_block, dB)
-            chunks.scatter(dC_block, dC)
-        dD = (dy * x).sum(0)  # (h, p)
-        dD = dD if D.shape == dD.shape else dD.sum(1, keepdim=True)
-        return dx[:-1], ddt[:-1], dA.to(A.dtype), dB[:-1], dC[:-1], dD, None, None
+        x, A, B, C, D, CB, states = ctx.saved_tensors
+        return *_Backward(x, B, C, D, ctx.layout, ctx.decays, states, dy).run(A, CB), None
 
 
-class _Block:
-    """All chunks of one width: their tensors, and the forward and backward over them."""
+class _Decays:
+    """What becomes of dt and A, slot by slot: (R, h, 1) each."""
 
-    def __init__(self, chunks: Chunks, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor):
-        self.chunks, self.g = chunks, B.shape[1]
-        self.x = chunks.gather(x)  # (c, q, h, p)
-        self.dt = chunks.zero_padding(chunks.gather(dt))  # (c, q, h), 0 in padding: nothing enters, nothing decays
-        self.B, self.C = self._by_group(chunks.gather(B)), self._by_group(chunks.gather(C))  # (m, q, n)
-
-        self.c = (self.dt.double() * A.double()).cumsum(1)  # (c, q, h) log decay since the chunk began
-        limit = LIMIT[x.dtype]
-        moved = self.c + limit
-        gentle = moved.abs() <= limit
-        self.steep = ssd_steep.pairs(~gentle)
-        moved = torch.where(gentle, moved, 0.0)
-        self.up = (moved.exp() * gentle).to(x.dtype)  # (c, q, h) e^c, moved
+    def __init__(self, dt: Tensor, A: Tensor, layout: Blocks):
+        limit = LIMIT[dt.dtype]
         self.moved = math.exp(-limit)
-        self.down = (-moved).exp() * gentle  # e^-c, moved back, float64
-        self.enter = (self.down * self.dt).to(x.dtype)
-        self.down = self.down.to(x.dtype)
-        self.xs = self._by_group(self.x * self.enter[..., None])  # (m, q, w)
-        self.multi = len(chunks.alive) > 1
-        if self.multi:
-            self.over = self._per_state(self.c[:, -1].exp().to(x.dtype))  # (m, 1, w) decay over the whole chunk
-            self.leave = (self.c[:, -1:] - self.c).exp().to(x.dtype)  # (c, q, h) decay to the end of the chunk
-            self.leaving = self._by_group(self.x * (self.leave * self.dt)[..., None])  # (m, q, w)
+        zero = dt.new_zeros(1, dt.shape[1])  # in padding: nothing enters, nothing decays
+        self.dt = torch.cat([dt, zero]).index_select(0, layout.target)[..., None]
+        self.c = self.dt * A.double()[:, None]  # the log decay since the chunk began, once it is summed
+        for c in layout.by_class(self.c):
+            c.cumsum_(1)
+        exponent = self.c + limit
+        low, high = exponent.aminmax()
+        self.any_steep = bool(torch.maximum(-low, high) > limit)
+        if self.any_steep:
+            steep = exponent.abs() > limit
+            exponent.masked_fill_(steep, 0)
+        self.up = exponent.exp().to(dt.dtype)  # e^c, moved
+        self.down = exponent.neg_().exp_().to(dt.dtype)  # e^-c, moved back
+        self.up.index_fill_(0, layout.padding, 0)  # no gradient comes from there
+        if self.any_steep:
+            self.up.masked_fill_(steep, 0)
+            self.down.masked_fill_(steep, 0)
+            self.steep = steep.index_fill_(0, layout.padding, False)
+        self.enter = self.down * self.dt
 
-    def _by_group(self, t: Tensor) -> Tensor:
-        """(c, q, h, p) or (c, q, g, n) -> (m, q, ...)."""
-        c, q = t.shape[:2]
-        return t.reshape(c, q, self.g, -1).transpose(1, 2).reshape(c * self.g, q, -1)
 
-    def _by_head(self, t: Tensor) -> Tensor:
-        """(m, q, w) -> (c, q, h, p)."""
-        c, q, h, p = self.x.shape
-        return t.view(c, self.g, q, -1).transpose(1, 2).reshape(c, q, h, p)
+class _Run:
+    """What forward and backward do with a block: rows (r, h, p) or (r, n), chunks (c, q, w) or (c, q, n)."""
 
-    def _per_state(self, t: Tensor) -> Tensor:
-        """A number per (c, h) -> (m, 1, w), to scale states (m, n, w)."""
-        c, h = t.shape
-        return t[..., None].expand(c, h, self.x.shape[3]).reshape(c * self.g, 1, -1)
+    def __init__(self, x: Tensor, B: Tensor, C: Tensor, D: Tensor, layout: Blocks, decays: _Decays, states: Tensor):
+        self.x, self.B, self.C, self.D = x, B, C, D
+        self.layout, self.decays, self.w = layout, decays, x.shape[1] * x.shape[2]
+        self.states = states  # before every chunk that continues another, (m, n, h, p), moved as e^c is
 
-    def _triangle(self) -> Tensor:
-        return torch.bmm(self.C, self.B.transpose(1, 2)).tril_()  # (m, q, q)
+        self.scratch = [x.new_empty(max(layout.sizes), *x.shape[1:]) for _ in range(self.SLABS)]
 
-    def forward(self) -> tuple[Tensor, Tensor | None]:
-        """y without D, (c, q, h, p), and the states (m, n, w) before each chunk (None: all segments are one chunk)."""
-        state = self._states() if self.multi else None
-        y = self._by_head(self._mixed(self._triangle(), state)) * self.up[..., None]
-        for head, rows, beyond in self.steep:
-            plain = ssd_steep.forward(self._pair(head, rows, state))
-            y[rows, :, head] = torch.where(beyond, plain, y[rows, :, head])
-        return y, state
+    def products(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+        """B and C, (c, q, n), and C B^T, (c, q, q)."""
+        B, C = (t.index_select(0, block.index).view(-1, block.width, t.shape[1]) for t in (self.B, self.C))
+        return B, C, torch.bmm(C, B.mT)
 
-    def _mixed(self, triangle: Tensor, state: Tensor | None) -> Tensor:
-        """y before it is scaled by e^c, (m, q, w)."""
-        z = torch.bmm(triangle, self.xs)
-        if state is not None:
-            later = self._later()
-            z[later].baddbmm_(self.C[later], state[later], alpha=self.moved)
-        return z
+    def mix(self, block: Block, triangle: Tensor, C: Tensor, xs: Tensor, out: Tensor) -> None:
+        """y before it is scaled by e^c, without its own token's part."""
+        torch.bmm(triangle, xs, out=out)
+        if block.enter:
+            out.baddbmm_(C, self.states[block.enter].flatten(2))
 
-    def _later(self) -> slice:
-        """The chunks that a state comes into."""
-        return slice(self.chunks.alive[0] * self.g, None)
+    def over(self, block: Block) -> Tensor:
+        """Decay over each of the chunks that go on, (on, 1, h, 1)."""
+        on = block.leave.stop - block.leave.start
+        return block.chunks(self.decays.c[block.slots])[:on, -1:].exp().to(self.x.dtype)
 
-    def _states(self) -> Tensor:
-        added = torch.bmm(self.B.transpose(1, 2), self.leaving)  # (m, n, w)
-        state = torch.empty_like(added)
-        state[: self._later().start] = 0
-        for here, there in self._steps():
-            torch.addcmul(added[here], self.over[here], state[here], out=state[there])
-        return state
+    def steep(self, block: Block, x: Tensor, B: Tensor, C: Tensor) -> list[ssd_steep.Pairs]:
+        """The heads of a block with tokens that are too steep."""
+        if not self.decays.any_steep:
+            return []
+        dt, c, steep = (block.chunks(t[block.slots]) for t in (self.decays.dt, self.decays.c, self.decays.steep))
+        state = self.states[block.enter] if block.enter else None
+        return ssd_steep.pairs(block.chunks(x), dt, B, C, c, steep, state, self.decays.moved)
 
-    def _steps(self) -> list[tuple[slice, slice]]:
-        """`Chunks.steps` in rows of (m, ...)."""
-        g = self.g
-        return [
-            (slice(here.start * g, here.stop * g), slice(there.start * g, there.stop * g))
-            for here, there in self.chunks.steps()
-        ]
 
-    def _pair(self, head: int, rows: Tensor, state: Tensor | None) -> ssd_steep.Pair:
-        return ssd_steep.Pair(
-            x=self.x[rows, :, head],
-            dt=self.dt[rows, :, head],
-            B=self.B[self._group(head, rows)],
-            C=self.C[self._group(head, rows)],
-            c=self.c[rows, :, head],
-            state=None if state is None else self._head_of(state, head)[rows],
-        )
+class _Forward(_Run):
+    SLABS = 3
 
-    def _head_of(self, states: Tensor, head: int) -> Tensor:
-        """View (c, n, p) of one head's states in (m, n, w)."""
-        c, _, h, p = self.x.shape
-        group, within = divmod(head, h // self.g)
-        return states.view(c, self.g, -1, h // self.g, p)[:, group, :, within]
+    def __init__(self, x: Tensor, B: Tensor, C: Tensor, D: Tensor, layout: Blocks, decays: _Decays):
+        states = x.new_empty(layout.states, B.shape[1], *x.shape[1:])
+        super().__init__(x, B, C, D, layout, decays, states)
 
-    def _group(self, head: int, rows: Tensor) -> Tensor:
-        """Rows of (m, ...) of the head's group in these chunks."""
-        return rows * self.g + head * self.g // self.x.shape[2]
+    def run(self) -> tuple[Tensor, Tensor, Tensor]:
+        """y, (T, h, p); C . B of every token, (R, 1, 1); the states."""
+        out = self.x.new_empty(len(self.x) + 1, *self.x.shape[1:])  # the last row takes the padding
+        target, decays, diagonals = coarse(out), self.decays, []
+        for block, enter, up, dt in self.layout.split(decays.enter, decays.up, decays.dt):
+            x, xs, y = (t[: len(dt)] for t in self.scratch)
+            xs_chunks, y_chunks = (t.view(-1, block.width, self.w) for t in (xs, y))
+            torch.index_select(self.x, 0, block.index, out=x)
+            torch.mul(x, enter, out=xs)
+            B, C, triangle = self.products(block)
+            diagonals.append(torch.diagonal_copy(triangle, 0, 1, 2).view(-1, 1, 1))
+            self.mix(block, triangle.tril_(-1), C, xs_chunks, out=y_chunks)
+            y.mul_(up)
+            steep = self.steep(block, x, B, C)
+            for pairs in steep:
+                pairs.put(block.chunks(y), pairs.forward())
+            y.addcmul_(x, torch.addcmul(self.D, dt, diagonals[-1]))
+            target.index_copy_(0, block.target, coarse(y))
+            if block.leave:
+                self._leave(block, B, xs_chunks, steep)
+        return out[:-1], torch.cat(diagonals), self.states
 
-    def backward(self, dy: Tensor, state: Tensor | None):
-        """dx, ddt (direct), da (float64; a = dt * A), dB, dC from dy, all (c, q, ...)."""
-        triangle = self._triangle()
-        diagonal = triangle.diagonal(dim1=1, dim2=2).unsqueeze(-1).clone()  # (m, q, 1) no decay: no part of dc
-        triangle.tril_(-1)
-        dz = self._by_group(dy * self.up[..., None])  # (m, q, w)
-        dc = self._by_head(self._mixed(triangle, state).mul_(dz)).sum(-1).double()  # (c, q, h)
-        dtriangle = torch.bmm(dz, self.xs.transpose(1, 2)).tril_()
-        dxs = self._by_head(torch.bmm(triangle.transpose(1, 2), dz))  # (c, q, h, p) without the diagonal
-        dB, dC = torch.bmm(dtriangle.transpose(1, 2), self.C), torch.bmm(dtriangle, self.B)
+    def _leave(self, block: Block, B: Tensor, xs: Tensor, steep: list[ssd_steep.Pairs]) -> None:
+        """Fills the states after the chunks that go on."""
+        after = self.states[block.leave]
+        on = len(after)
+        torch.bmm(B[:on].mT, xs[:on], out=after.flatten(2))
+        if block.enter:
+            after += self.states[block.enter][:on]
+        after *= self.over(block)
+        for pairs in steep:
+            pairs.first(on).leave(after)
 
-        ddt = (dxs * self.x).sum(-1) * self.down  # (c, q, h)
-        dc -= (ddt * self.dt).double()
-        own = self._by_head(dz * diagonal)
-        dx = dxs.add_(own).mul_(self.enter[..., None])
-        ddt += own.mul_(self.x).sum(-1) * self.down
 
-        dstate = torch.bmm(self.C.transpose(1, 2), dz).mul_(self.moved) if self.multi else None
-        for head, rows, beyond in self.steep:
-            self._backward_steep(
-                head, rows, torch.where(beyond, dy[rows, :, head], 0.0), state, (dx, ddt, dc, dB, dC, dstate)
-            )
-        if self.multi:
-            later = self._later()
-            dC[later].baddbmm_(dz[later], state[later].transpose(1, 2), alpha=self.moved)
-            self._backward_states(dstate, state, dx, ddt, dc, dB)
-        da = self.chunks.zero_padding(dc.flip(1).cumsum(1).flip(1))
-        shape = (len(self.chunks), self.g, self.chunks.width, -1)
-        return (
-            dx,
-            self.chunks.zero_padding(ddt),
-            da,
-            dB.view(shape).transpose(1, 2),
-            dC.view(shape).transpose(1, 2),
-        )
+class _Backward(_Run):
+    SLABS = 5
 
-    def _backward_steep(self, head: int, rows: Tensor, dy: Tensor, state: Tensor | None, totals: tuple) -> None:
-        """Adds the gradients of one head's steep tokens, dy (r, q, p), to the totals."""
-        dx, ddt, dc, dB, dC, dstate = totals
-        pair = self._pair(head, rows, state)
-        grads = ssd_steep.backward(pair, dy)
-        for total, grad in ((dx, grads.dx), (ddt, grads.ddt), (dc, grads.dc)):
-            total[rows, :, head] += grad
-        dB[self._group(head, rows)] += grads.dB
-        dC[self._group(head, rows)] += grads.dC
-        if dstate is not None:
-            self._head_of(dstate, head)[rows] += ssd_steep.state_grad(pair, dy)
+    def __init__(self, x, B, C, D, layout, decays, states, dy):
+        super().__init__(x, B, C, D, layout, decays, states)
+        self.dy, self.dstates = dy, torch.empty_like(states)
+        self.dx = x.new_empty(len(x) + 1, *x.shape[1:])  # the last row takes the padding, here and in dB | dC
+        self.dBC = B.new_empty(len(B) + 1, 2 * B.shape[1])
+        self.targets = coarse(self.dx), coarse(self.dBC)
+        # Slot by slot, (R, h): sums over p of dy y and dx x as far as they pass e^c, and of dy x.
+        self.into, self.out, self.dyx = (torch.empty_like(decays.dt[..., 0]) for _ in range(3))
+        # What states and steep tokens add to the gradients of c, and of dt where that does not pass c.
+        self.dc, self.ddt = torch.zeros_like(decays.c[..., 0]), torch.zeros_like(self.out)
 
-    def _backward_states(self, dstate: Tensor, state: Tensor, dx: Tensor, ddt: Tensor, dc: Tensor, dB: Tensor) -> None:
-        """Runs the scan over chunks backwards and adds its part to the gradients."""
-        dadded = torch.zeros_like(dstate)
-        for here, there in reversed(self._steps()):
-            dadded[here] = dstate[there]
-            dstate[here].addcmul_(self.over[here], dstate[there])
-            flow = (dstate[there] * state[there]).sum(1)  # (m, w)
-            c = slice(here.start // self.g, here.stop // self.g)
-            dc[c, -1] += flow.view(c.stop - c.start, self.x.shape[2], -1).sum(-1)
-        dleaving = self._by_head(torch.bmm(self.B, dadded))  # (c, q, h, p)
-        dB.baddbmm_(self.leaving, dadded.transpose(1, 2))
-        flow = (dleaving * self.x).sum(-1) * self.leave
-        ddt += flow
-        dc -= (flow * self.dt).double()
-        dx.addcmul_(dleaving, (self.leave * self.dt)[..., None])
+    def run(self, A: Tensor, CB: Tensor) -> tuple[Tensor, ...]:
+        """dx, ddt, dA, dB, dC, dD."""
+        decays, layout = self.decays, self.layout
+        own = torch.addcmul(self.D, decays.dt, CB)  # what y takes of its own token's x
+        kept = layout.split(decays.enter, decays.up, own, self.into, self.out, self.dyx)
+        for block, *views in reversed(list(kept)):
+            self._block(block, *views)
+        dc = self.dc.add_(torch.addcmul(self.into, self.out, decays.enter[..., 0], value=-1).double())
+        parts = [part.flip(1).cumsum(1).flip(1) for part in layout.by_class(dc)]
+        da = torch.cat([part.flatten(0, 1) for part in parts])  # of dt A
+        dA = (da * decays.dt[..., 0]).sum(0).to(A.dtype)
+        self.ddt.addcmul_(self.out, decays.down[..., 0]).addcmul_(self.dyx, CB[..., 0]).add_((da * A).to(A.dtype))
+        ddt = self.dx.new_empty(len(self.dx), len(A))
+        coarse(ddt).index_copy_(0, layout.target, coarse(self.ddt))
+        if self.D.shape[1] == 1:
+            dD = self.dyx.index_fill_(0, layout.padding, 0).sum(0)[:, None]
+        else:
+            dD = (self.dy * self.x).sum(0)
+        return self.dx[:-1], ddt[:-1], dA, *self.dBC[:-1].chunk(2, 1), dD
+
+    def _block(self, block: Block, enter, up, own, into, out, dyx) -> None:
+        x, xs, dy, dz, work = (t[: len(up)] for t in self.scratch)
+        xs_chunks, dz_chunks, dxs = (t.view(-1, block.width, self.w) for t in (xs, dz, work))
+        torch.index_select(self.x, 0, block.index, out=x)
+        B, C, triangle = self.products(block)
+        torch.index_select(self.dy, 0, block.index, out=dy)
+        torch.sum(torch.mul(dy, x, out=work), -1, out=dyx)
+        torch.mul(x, enter, out=xs)
+        torch.mul(dy, up, out=dz)
+        steep = self.steep(block, x, B, C)
+
+        self.mix(block, triangle.tril_(-1), C, xs_chunks, out=dxs)
+        torch.sum(work.mul_(dz), -1, out=into)
+        dtriangle = torch.bmm(dz_chunks, xs_chunks.mT).tril_()
+        dB, dC = torch.bmm(dtriangle.mT, C), torch.bmm(dtriangle, B)
+        torch.bmm(triangle.mT, dz_chunks, out=dxs)
+        self._states(block, B, C, xs_chunks, dz_chunks, dxs, dB, dC, steep)
+
+        torch.sum(torch.mul(work, x, out=xs), -1, out=out)
+        work.mul_(enter).addcmul_(dy, own)
+        self._steep(block, steep, dy, work, dB, dC)
+        for target, rows in zip(self.targets, (work, torch.cat([dB, dC], 2).flatten(0, 1))):
+            target.index_copy_(0, block.target, coarse(rows))
+
+    def _states(self, block, B, C, xs, dz, dxs, dB, dC, steep) -> None:
+        """The gradients of the states before and after the chunks, and what these add to the other gradients."""
+        if block.enter:
+            dC.baddbmm_(dz, self.states[block.enter].flatten(2).mT)
+            torch.bmm(C.mT, dz, out=self.dstates[block.enter].flatten(2))
+        if block.leave:
+            after, dafter = self.states[block.leave], self.dstates[block.leave]
+            on = len(after)
+            flow = after * dafter
+            block.chunks(self.dc[block.slots])[:on, -1] += flow.sum(1).sum(-1)
+            dsum = torch.mul(dafter, self.over(block), out=flow)  # of the state before, and of what the chunk adds
+            if block.enter:
+                self.dstates[block.enter][:on] += dsum
+            for pairs in steep:
+                dsum[pairs.first(on).rows, :, pairs.head] = 0
+            dsum = dsum.flatten(2)
+            dxs[:on].baddbmm_(B[:on], dsum)
+            dB[:on].baddbmm_(xs[:on], dsum.mT)
+
+    def _steep(self, block, steep, dy, dx, dB, dC) -> None:
+        """Adds the gradients of the steep tokens, and of what chunks that hold one add to the states."""
+        totals = [block.chunks(t) for t in (dx, self.ddt[block.slots], self.dc[block.slots])] + [dB, dC] if steep else []
+        for pairs in steep:
+            pairs.backward(block.chunks(dy)).add_to(*totals)
+            if block.enter:
+                pairs.state_grad(block.chunks(dy), self.dstates[block.enter])
+            if block.leave:
+                dafter = self.dstates[block.leave]
+                pairs.first(len(dafter)).backward_leave(dafter).add_to(*totals)
