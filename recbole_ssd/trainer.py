@@ -230,7 +230,7 @@ class Trainer(RecBoleTrainer):
         if self.ranks is not None:
             rows, items = rows.to(scores.device), items.to(scores.device)
             target = scores[rows, items].unsqueeze(1)  # (targets, 1)
-            ranks = 1 + (scores[rows] > target).sum(dim=1)  # (targets,)
+            ranks = (scores[rows] >= target).sum(dim=1)  # (targets,); in a tie the target is the last
             users = interaction[self.config["USER_ID_FIELD"]].to(scores.device)[rows]
             self.ranks.append((users.cpu(), items.cpu(), ranks.cpu()))
         return interaction, scores, rows, items
