@@ -3,7 +3,8 @@
 A CUDA device works behind the host: kernels are queued, and whatever hands a number back (`.item()`, `if loss > 0`,
 `.cpu()`) waits until the queue is empty, after which the device waits for the host. RecBole's loop does so twice a
 step, for the loss and for its NaN check. Here the losses are summed on the device; a NaN stays in the sum, so that
-looking at it every `READ_EVERY` steps and at the end misses none.
+looking at it every `READ_EVERY` steps and at the end misses none. What a model does in its forward pass is its own
+affair: `torch.cuda.set_sync_debug_mode("error")` raises an error where something waits, and a test runs the loop so.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from recbole_ssd.precision import Precision
 
-# Steps between two looks at the sum of losses. One look costs the device the few launches that the host is behind
-# afterwards, once in 50 steps; and a training gone NaN computes at most 50 steps in vain.
+# Steps between two looks at the sum of losses. A look empties the device's queue, once in 50 steps; and a training that
+# went NaN computes at most 50 steps in vain.
 READ_EVERY = 50
 
 
