@@ -1,38 +1,78 @@
-"""Softmax cross-entropy over a whole catalogue, without ever holding a (targets x items) matrix.
+"""Softmax cross-entropy over a whole catalogue, without a (targets x items) matrix: the one door to every backend.
 
     loss = mean_i ( logsumexp_v(h[i] . W[v]) - h[i] . W[target[i]] )
 
-The logits of a few rows at a time are made, turned into their own gradient and used at once, in the forward pass, so
-that the backward only scales. This is the plan of Wijmans et al., "Cut Your Losses", https://arxiv.org/abs/2411.09009,
-in plain torch.
+Exact, forward and backward. `torch` makes the logits in blocks of a set size; `triton` makes them in registers. Wijmans
+et al., "Cut Your Losses", https://arxiv.org/abs/2411.09009, is the plan of both.
 
 Shape letters:    N targets    d model size    V items
 """
 
 from __future__ import annotations
 
+from functools import cache
+from logging import getLogger
+
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-BUDGET_MB = 8.0  # of logits at a time: what a core's cache can nearly keep
+from .cross_entropy_torch import linear_cross_entropy_torch
+from .kernels.support import refusal
+
+BACKENDS = ("auto", "torch", "triton")
+PRECISIONS = ("float32", "bfloat16")
+CPU_BUDGET_MB, CUDA_BUDGET_MB = 8.0, 256.0  # logits that caches keep, and enough of them to fill a GPU
+WIDEST = {torch.float32: 64, torch.bfloat16: 256}  # d of the triton kernels: rows and their gradients fill registers
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, target: Tensor, budget_mb: float = BUDGET_MB) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    budget_mb: float | None = None,
+    *,
+    precision: str = "float32",
+    backend: str = "auto",
+) -> Tensor:
     """Mean cross-entropy of `softmax(hidden @ weight.T)` against `target`.
 
     Args:
         hidden: (N, d), N >= 1.
-        weight: (V, d), one row per item.
+        weight: (V, d), one row per item, in the dtype of `hidden`.
         target: (N,), int64, in 0..V-1.
-        budget_mb: how many megabytes of logits may exist at a time (at least one row).
+        budget_mb: how many megabytes of logits `torch` may hold at a time; 8 by default, on a GPU 256. Where 64 rows
+            of logits are more than that, every logit is computed twice, which costs a third more.
+        precision: `float32`, or `bfloat16` to round the operands of the matrix products, which are still summed in
+            float32. Changes nothing on a CPU without bfloat16 products.
+        backend: `torch` (any device), `triton` (CUDA, d up to 64, in bfloat16 up to 256) or `auto` (`triton` where it
+            runs).
 
     Returns:
-        A scalar, differentiable in `hidden` and `weight`.
+        A scalar in the dtype of `hidden`, differentiable in `hidden` and `weight`.
 
     Raises:
-        ValueError: on shapes that do not fit.
+        ValueError: on a wrong shape, dtype, budget, precision or backend, and on a target outside 0..V-1 (on a CPU;
+            on a GPU CUDA raises).
+        RuntimeError: when the backend asked for by name cannot run on this machine or these tensors.
+
+    >>> loss = linear_cross_entropy(torch.zeros(3, 2), torch.ones(8, 2), torch.tensor([0, 5, 7]))
+    >>> loss, torch.tensor(8.0).log()
+    (tensor(2.0794), tensor(2.0794))
     """
+    _check(hidden, weight, target, budget_mb, precision, backend)
+    if backend == "auto":
+        backend = _choose(hidden, precision)
+    with torch.autocast(hidden.device.type, enabled=False):
+        if backend == "triton":
+            from .kernels.cross_entropy import linear_cross_entropy_triton
+
+            return linear_cross_entropy_triton(hidden, weight, target, precision)
+        if budget_mb is None:
+            budget_mb = CUDA_BUDGET_MB if hidden.is_cuda else CPU_BUDGET_MB
+        return linear_cross_entropy_torch(hidden, weight, target, budget_mb, precision)
+
+
+def _check(hidden, weight, target, budget_mb, precision, backend) -> None:
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or target.shape != hidden.shape[:1]:
         raise ValueError(
             "expected hidden (N, d), weight (V, d) and target (N,), "
@@ -40,37 +80,42 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, target: Tensor, budget_
         )
     if not len(target):
         raise ValueError("there is no target to compute a loss for: N is 0")
-    rows = max(1, int(budget_mb * 2**20 / (weight.shape[0] * weight.element_size())))
-    return _LinearCrossEntropy.apply(hidden, weight, target, rows)
+    if hidden.dtype != weight.dtype:
+        raise ValueError(f"hidden and weight must share a dtype, got {hidden.dtype} and {weight.dtype}: cast one")
+    if budget_mb is not None and not budget_mb > 0:
+        raise ValueError(f"budget_mb must be above 0, got {budget_mb}")
+    if precision not in PRECISIONS or (precision == "bfloat16" and hidden.dtype == torch.float64):
+        raise ValueError(
+            f"precision must be {' or '.join(PRECISIONS)}, the latter not for float64; "
+            f"got '{precision}' for {hidden.dtype}"
+        )
+    if backend not in BACKENDS:
+        raise ValueError(f"linear_cross_entropy has the backends {', '.join(BACKENDS)}; got '{backend}'")
+    if backend == "triton" and (reason := _triton_refusal(hidden, precision)):
+        raise RuntimeError(f"linear_cross_entropy cannot use the backend 'triton': {reason}; 'torch' runs anywhere")
+    if not target.is_cuda and not 0 <= target.min() <= target.max() < len(weight):
+        raise ValueError(f"targets must lie in 0..{len(weight) - 1}, got {target.min()}..{target.max()}")
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, target, rows):
-        want_hidden, want_weight = ctx.needs_input_grad[:2]
-        dhidden = torch.empty_like(hidden) if want_hidden else None
-        dweight = torch.zeros_like(weight) if want_weight else None
-        loss = hidden.new_zeros((), dtype=torch.float64)
-        buffer = hidden.new_empty(min(rows, len(target)), len(weight))
-        for begin in range(0, len(target), rows):
-            part, goal = hidden[begin : begin + rows], target[begin : begin + rows, None]
-            logits = torch.mm(part, weight.t(), out=buffer[: len(part)])
-            logits -= logits.amax(1, keepdim=True)
-            loss -= logits.gather(1, goal).sum(dtype=torch.float64)
-            total = logits.exp_().sum(1, keepdim=True)  # the logits are weights of the softmax from here on
-            loss += total.log().sum(dtype=torch.float64)
-            logits.scatter_add_(1, goal, -total)  # total times the gradient of the logits
-            if want_hidden:
-                torch.mm(logits, weight, out=dhidden[begin : begin + rows]).div_(total)
-            if want_weight:
-                dweight.addmm_(logits.t(), part / total)
-        ctx.save_for_backward(dhidden, dweight)
-        ctx.count = len(target)
-        return (loss / len(target)).to(hidden.dtype)
+def _triton_refusal(hidden: Tensor, precision: str) -> str | None:
+    operands = hidden[:0].bfloat16() if precision == "bfloat16" else hidden[:0]
+    if hidden.shape[1] > WIDEST.get(operands.dtype, hidden.shape[1]):
+        return f"its kernels take a d of up to {WIDEST[operands.dtype]} in {operands.dtype}, got {hidden.shape[1]}"
+    return refusal(operands)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dloss):
-        scale = dloss / ctx.count
-        dhidden, dweight = ctx.saved_tensors
-        return *(None if g is None else g * scale for g in (dhidden, dweight)), None, None
+
+def _choose(hidden: Tensor, precision: str) -> str:
+    """`triton` where it runs: on paper twice as fast, since blocks of logits in a GPU's memory cost more than products."""
+    if not hidden.is_cuda:
+        return "torch"
+    reason = _triton_refusal(hidden, precision)
+    if reason is None:
+        _log_once(f"linear_cross_entropy runs on its Triton kernels, products in {precision}")
+        return "triton"
+    _log_once(f"linear_cross_entropy runs in plain torch; its Triton kernels would hold no logits, but {reason}")
+    return "torch"
+
+
+@cache
+def _log_once(sentence: str) -> None:
+    getLogger().info(sentence)
