@@ -105,7 +105,7 @@ def _triton_refusal(hidden: Tensor, precision: str) -> str | None:
 
 
 def _choose(hidden: Tensor, precision: str) -> str:
-    """`triton` where it runs: on paper twice as fast, since blocks of logits in a GPU's memory cost more than products."""
+    """`triton` where it runs: on paper twice as fast, since logits in a GPU's memory cost more than their products."""
     if not hidden.is_cuda:
         return "torch"
     reason = _triton_refusal(hidden, precision)

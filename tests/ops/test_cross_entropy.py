@@ -6,46 +6,144 @@ from recbole_ssd.ops.cross_entropy import linear_cross_entropy
 
 from .streams import error, run
 
+ROWS_MB, TILES_MB = 1.0, 0.004  # budgets that lead to blocks of whole rows, and to tiles, for the inputs below
+ONE = torch.ones((), dtype=torch.float64)
 
-def inputs_of(targets=70, items=301, size=16):
+
+def inputs_of(targets=70, items=301, size=16, scale=1.0):
     hidden, weight = (torch.randn(n, size, dtype=torch.float64) for n in (targets, items))
-    return [hidden, weight], torch.randint(items, (targets,))
+    target = torch.randint(items, (targets,))
+    target[0], target[-1] = items - 1, 0
+    return [scale * hidden, weight], target
 
 
-@pytest.mark.parametrize("rows", [1, 7, 70, 1000])
-def test_equals_torch(rows):
-    inputs, target = inputs_of()
-    budget_mb = rows * 301 * 8 / 2**20
+def plain(target):
+    return lambda h, w: F.cross_entropy(h @ w.t(), target)
+
+
+def ours(target, *args, **kwargs):
+    return lambda h, w: linear_cross_entropy(h, w, target, *args, **kwargs)
+
+
+@pytest.mark.parametrize("rows", [0.01, 1, 7, 64, 1000])
+@pytest.mark.parametrize("targets, items", [(70, 301), (1, 2), (1, 301), (300, 2)])
+def test_equals_torch(rows, targets, items):
+    inputs, target = inputs_of(targets, items)
     dy = torch.tensor(1.7, dtype=torch.float64)
-    ours = run(lambda h, w: linear_cross_entropy(h, w, target, budget_mb), inputs, dy)
-    theirs = run(lambda h, w: F.cross_entropy(h @ w.t(), target), inputs, dy)
-    for got, want in zip(ours, theirs):
+    budget_mb = rows * items * 8 / 2**20
+    for got, want in zip(run(ours(target, budget_mb), inputs, dy), run(plain(target), inputs, dy)):
         assert error(got, want) < 1e-13
 
 
-def test_float32_is_as_accurate_as_torch():
-    inputs, target = inputs_of(targets=3000)
-    dy = torch.ones((), dtype=torch.float64)
-    ours, theirs = (
-        lambda h, w: linear_cross_entropy(h, w, target, 0.1),
-        lambda h, w: F.cross_entropy(h @ w.t(), target),
-    )
-    truth = run(theirs, inputs, dy)
-    for got, other, want in zip(run(ours, inputs, dy, torch.float32), run(theirs, inputs, dy, torch.float32), truth):
+@pytest.mark.parametrize("budget_mb", [ROWS_MB, TILES_MB])
+@pytest.mark.parametrize("scale", [1, 15, 60])  # logits up to 20, 200 and 1,000: float32's exp ends at 88
+def test_float32_is_as_accurate_as_torch(budget_mb, scale):
+    inputs, target = inputs_of(targets=500, scale=scale)
+    truth, theirs = run(plain(target), inputs, ONE), run(plain(target), inputs, ONE, torch.float32)
+    for got, other, want in zip(run(ours(target, budget_mb), inputs, ONE, torch.float32), theirs, truth):
         assert error(got, want) <= max(2 * error(other, want), 1e-6)
 
 
-def test_no_gradient_is_made_where_none_is_asked_for():
+@pytest.mark.parametrize("offset", [-200, 200])
+@pytest.mark.parametrize("budget_mb", [ROWS_MB, TILES_MB])
+def test_logits_far_from_zero_neither_overflow_nor_vanish(budget_mb, offset):
+    (hidden, weight), target = inputs_of(scale=0.3)
+    hidden[40:, 0], weight[:, 0] = offset, 1  # from the 41st target on; those before stay as they are
+    truth = run(plain(target), [hidden, weight], ONE)
+    for got, want in zip(run(ours(target, budget_mb), [hidden, weight], ONE, torch.float32), truth):
+        assert error(got, want) < 1e-4  # one digit of float32 at 200 is 1.5e-5
+
+
+def test_blocks_of_rows_and_tiles_are_deterministic():
+    inputs, target = inputs_of(targets=500)
+    for budget_mb in (ROWS_MB, TILES_MB):
+        first, second = (run(ours(target, budget_mb), inputs, ONE, torch.float32) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+@pytest.mark.parametrize("budget_mb", [8.0, 1.0, 0.05])
+def test_the_budget_holds(budget_mb):
+    inputs, target = inputs_of(targets=1500, items=20_000)  # 114 MB of logits
+    hidden, weight = (t.float().requires_grad_() for t in inputs)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        linear_cross_entropy(hidden, weight, target, budget_mb).backward()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert events
+    peak, held = 0, 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    gradients = 4 * (hidden.numel() + weight.numel())
+    assert peak < budget_mb * 2**20 + 3 * gradients + 2**17  # one made, one scaled, one that is h / total, and rows
+
+
+@pytest.mark.parametrize("budget_mb", [ROWS_MB, TILES_MB])
+def test_no_gradient_is_made_where_none_is_asked_for(budget_mb):
     (hidden, weight), target = inputs_of()
-    loss = linear_cross_entropy(hidden.requires_grad_(), weight, target)
+    loss = linear_cross_entropy(hidden.requires_grad_(), weight, target, budget_mb)
     loss.backward()
     assert hidden.grad is not None and weight.grad is None
-    assert not linear_cross_entropy(hidden.detach(), weight, target).requires_grad
+    assert not linear_cross_entropy(hidden.detach(), weight, target, budget_mb).requires_grad
 
 
-def test_wrong_input_gets_a_sentence():
-    (hidden, weight), target = inputs_of()
-    with pytest.raises(ValueError, match=r"target \(N,\)"):
-        linear_cross_entropy(hidden, weight, target[:3])
-    with pytest.raises(ValueError, match="no target"):
-        linear_cross_entropy(hidden[:0], weight, target[:0])
+@pytest.mark.parametrize("budget_mb", [ROWS_MB, TILES_MB])
+def test_bfloat16_products_stay_close(budget_mb):
+    inputs, target = inputs_of(targets=500, size=64, scale=0.4)
+    truth = run(plain(target), inputs, ONE)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    loss, *grads = run(ours(target, budget_mb, precision="bfloat16"), inputs, ONE, torch.float32)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert error(loss, truth[0]) < 1e-3
+    for got, want in zip(grads, truth[1:]):
+        assert F.cosine_similarity(got.flatten(), want.flatten(), dim=0) > 0.9999
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        exact = run(ours(target, budget_mb), inputs, ONE, torch.float32)
+        assert not torch.equal(grads[0], exact[1]), "the switch reaches nothing"
+
+
+def test_half_precision_is_summed_in_float32():
+    inputs, target = inputs_of(targets=500)
+    inputs = [t.bfloat16() for t in inputs]
+    truth = run(plain(target), inputs, ONE)
+    for got, want in zip(run(ours(target), inputs, ONE, torch.bfloat16), truth):
+        assert error(got, want) < 2**-8  # of the result's own rounding
+
+
+def test_autocast_changes_nothing():
+    inputs, target = inputs_of()
+    exact = run(ours(target), inputs, ONE, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(a, b) for a, b in zip(run(ours(target), inputs, ONE, torch.float32), exact))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"target": torch.zeros(3, dtype=torch.int64)}, r"target \(N,\)"),
+        ({"hidden": torch.zeros(0, 16), "target": torch.zeros(0, dtype=torch.int64)}, "no target"),
+        ({"weight": torch.zeros(301, 16).double()}, "share a dtype"),
+        ({"target": torch.full((70,), 301)}, r"targets must lie in 0\.\.300, got 301"),
+        ({"target": torch.full((70,), -1)}, r"targets must lie in 0\.\.300, got -1"),
+        ({"budget_mb": 0.0}, "budget_mb must be above 0"),
+        ({"precision": "half"}, "precision must be float32 or bfloat16"),
+        ({"backend": "liger"}, "backends auto, torch, triton; got 'liger'"),
+    ],
+)
+def test_wrong_input_gets_a_sentence(change, message):
+    arguments = {"hidden": torch.zeros(70, 16), "weight": torch.zeros(301, 16), "target": torch.zeros(70).long()}
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    "hidden, precision, message",
+    [
+        (torch.zeros(2, 16).double(), "float32", "not in torch.float64"),
+        (torch.zeros(2, 65), "float32", "a d of up to 64 in torch.float32, got 65"),
+        (torch.zeros(2, 257), "bfloat16", "a d of up to 256 in torch.bfloat16, got 257"),
+        (torch.zeros(2, 16), "bfloat16", "no bfloat16"),  # the tests' interpreter
+    ],
+)
+def test_a_backend_that_cannot_run_says_why(hidden, precision, message):
+    with pytest.raises(RuntimeError, match=message):
+        linear_cross_entropy(hidden, hidden, torch.zeros(2).long(), precision=precision, backend="triton")
