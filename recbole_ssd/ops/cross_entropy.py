@@ -62,14 +62,13 @@ def linear_cross_entropy(
     _check(hidden, weight, target, budget_mb, precision, backend)
     if backend == "auto":
         backend = _choose(hidden, precision)
-    with torch.autocast(hidden.device.type, enabled=False):
-        if backend == "triton":
-            from .kernels.cross_entropy import linear_cross_entropy_triton
+    if backend == "triton":
+        from .kernels.cross_entropy import linear_cross_entropy_triton
 
-            return linear_cross_entropy_triton(hidden, weight, target, precision)
-        if budget_mb is None:
-            budget_mb = CUDA_BUDGET_MB if hidden.is_cuda else CPU_BUDGET_MB
-        return linear_cross_entropy_torch(hidden, weight, target, budget_mb, precision)
+        return linear_cross_entropy_triton(hidden, weight, target, precision)
+    if budget_mb is None:
+        budget_mb = CUDA_BUDGET_MB if hidden.is_cuda else CPU_BUDGET_MB
+    return linear_cross_entropy_torch(hidden, weight, target, budget_mb, precision)
 
 
 def _check(hidden, weight, target, budget_mb, precision, backend) -> None:

@@ -11,6 +11,7 @@ ONE = torch.ones((), dtype=torch.float64)
 
 
 def inputs_of(targets=70, items=301, size=16, scale=1.0):
+    torch.manual_seed(0)
     hidden, weight = (torch.randn(n, size, dtype=torch.float64) for n in (targets, items))
     target = torch.randint(items, (targets,))
     target[0], target[-1] = items - 1, 0
@@ -28,7 +29,7 @@ def ours(target, *args, **kwargs):
 @pytest.mark.parametrize("rows", [0.01, 1, 7, 64, 1000])
 @pytest.mark.parametrize("targets, items", [(70, 301), (1, 2), (1, 301), (300, 2)])
 def test_equals_torch(rows, targets, items):
-    inputs, target = inputs_of(targets, items)
+    inputs, target = inputs_of(targets, items, scale=0.3)  # no loss so near 0 that a share of it means nothing
     dy = torch.tensor(1.7, dtype=torch.float64)
     budget_mb = rows * items * 8 / 2**20
     for got, want in zip(run(ours(target, budget_mb), inputs, dy), run(plain(target), inputs, dy)):
@@ -63,7 +64,7 @@ def test_blocks_of_rows_and_tiles_are_deterministic():
 
 @pytest.mark.parametrize("budget_mb", [8.0, 1.0, 0.05])
 def test_the_budget_holds(budget_mb):
-    inputs, target = inputs_of(targets=1500, items=20_000)  # 114 MB of logits
+    inputs, target = inputs_of(targets=1500, items=20_000, size=4)  # 114 MB of logits, 0.3 MB of items
     hidden, weight = (t.float().requires_grad_() for t in inputs)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         linear_cross_entropy(hidden, weight, target, budget_mb).backward()
@@ -74,13 +75,14 @@ def test_the_budget_holds(budget_mb):
         held += event.nbytes()
         peak = max(peak, held)
     gradients = 4 * (hidden.numel() + weight.numel())
-    assert peak < budget_mb * 2**20 + 3 * gradients + 2**17  # one made, one scaled, one that is h / total, and rows
+    assert peak < budget_mb * 2**20 + 2 * gradients + 2**17  # made and scaled; and a few numbers a row
 
 
 @pytest.mark.parametrize("budget_mb", [ROWS_MB, TILES_MB])
 def test_no_gradient_is_made_where_none_is_asked_for(budget_mb):
     (hidden, weight), target = inputs_of()
     loss = linear_cross_entropy(hidden.requires_grad_(), weight, target, budget_mb)
+    assert loss.grad_fn.saved_tensors[1] is None
     loss.backward()
     assert hidden.grad is not None and weight.grad is None
     assert not linear_cross_entropy(hidden.detach(), weight, target, budget_mb).requires_grad

@@ -150,7 +150,7 @@ def dhidden_kernel(
     here, first = tl.program_id(0) * STILL, tl.program_id(1) * share
     h = _rows(h_pointer, here, N, STILL, D)
     i = here + tl.arange(0, STILL)
-    lse = tl.load(lse_pointer + i, mask=i < N, other=float("inf"))
+    lse = tl.load(lse_pointer + i, mask=i < N, other=0.0)
     target = tl.load(target_pointer + i, mask=i < N, other=-1)
     grad = tl.zeros((STILL, D), tl.float32)
     for begin in range(first, tl.minimum(first + share, V), WALKED):
@@ -175,7 +175,7 @@ def dweight_kernel(
     grad = tl.zeros((STILL, D), tl.float32)
     for begin in range(first, tl.minimum(first + share, N), WALKED):
         i = begin + tl.arange(0, WALKED)
-        lse = tl.load(lse_pointer + i, mask=i < N, other=float("inf"))  # g is 0 there
+        lse = tl.load(lse_pointer + i, mask=i < N, other=0.0)  # h is 0 there, and g finite
         target = tl.load(target_pointer + i, mask=i < N, other=-1)
         logits = tl.dot(w, _columns(h_pointer, begin, N, WALKED, D), input_precision=PRODUCTS)
         g = tl.exp(logits - lse[None, :]) - tl.where(v[:, None] == target[None, :], 1.0, 0.0)
