@@ -40,15 +40,15 @@ class Projected(NamedTuple):
 
 
 class GatedRMSNorm(nn.Module):
-    """RMSNorm(y * gate), each group of channels for itself."""
+    """RMSNorm(y * silu(z)), each group of channels for itself."""
 
     def __init__(self, size: int, groups: int):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.groups = groups
 
-    def forward(self, y: Tensor, gate: Tensor) -> Tensor:
-        return gated_rms_norm(y, gate, self.weight, self.groups)
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        return gated_rms_norm(y, z, self.weight, self.groups)
 
 
 class Mamba2(nn.Module):
@@ -128,7 +128,7 @@ class Mamba2(nn.Module):
                 chunk_size=self.chunk_size,
                 backend=self.backend,
             )
-            return self.norm(y[0].flatten(1), F.silu(z))
+            return self.norm(y[0].flatten(1), z)
 
     def project_inputs(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """`project` without z: xBC and dt, for `scan_last`."""
@@ -178,7 +178,7 @@ class Mamba2(nn.Module):
                 ngroups=self.ngroups,
                 cu_seqlens=segments,
             )
-            return self.norm(y.flatten(1), spread_first(F.silu(z.index_select(0, segments.first)), segments))
+            return self.norm(y.flatten(1), spread_first(z.index_select(0, segments.first), segments))
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (T, h, p), B and C (T, g, n) of (T, channels)."""

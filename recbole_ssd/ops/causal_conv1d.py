@@ -1,23 +1,30 @@
-"""A short causal convolution, one filter a channel, that stops at segment borders.
+"""A short causal convolution, one filter a channel, that stops at segment borders: the one door to every backend.
 
     y[t] = silu( bias + sum_{k<K} weight[K-1-k] * x[t-k] ),    k only as far as t-k is in t's own segment
 
-It is mamba-ssm's and causal-conv1d's op of that name, for packed streams: K shifted sums over the whole stream, then
-the K-1 first tokens of every segment, which saw a neighbour, computed anew (an exact replacement, nothing is
-subtracted). With `reverse` the same filter runs from each segment's end to its beginning: the convolution of the
-flipped segment, without flipping.
+It is mamba-ssm's and causal-conv1d's op of that name, for packed streams. With `reverse` the same filter runs from
+each segment's end to its beginning: the convolution of the flipped segment. The plain form below makes K shifted sums
+over the whole stream, then computes the K-1 first tokens of every segment, which saw a neighbour, anew (an exact
+replacement, nothing is subtracted).
 
 Shape letters:    T tokens    c channels    K width of the filter
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import causal_conv1d_package
+from .backends import choose
+from .kernels import support
 from .packing import Segments
+
+WIDEST_FILTER = 8  # taps that the kernels' walk can keep in registers
 
 
 def causal_conv1d(
@@ -28,31 +35,62 @@ def causal_conv1d(
     cu_seqlens: Tensor | Segments | None = None,
     activation: str | None = "silu",
     reverse: bool = False,
+    backend: str = "auto",
 ) -> Tensor:
     """Convolves a dense batch, or a packed stream segment by segment.
 
+    A backend changes rounding and speed, never the function.
+
     Args:
-        x: (b, l, c), float32 or float64.
+        x: (b, l, c).
         weight: (c, K); weight[:, K-1] meets the token itself.
         bias: (c,) or None.
         cu_seqlens: (S + 1,) borders of a stream's segments (then b is 1), or a `Segments`.
         activation: "silu" or None.
         reverse: True looks at the tokens that follow instead of those before.
+        backend: `torch` (any device), `triton` (our kernels), `causal_conv1d` (that package's CUDA kernel), or `auto`:
+            `triton` on a GPU where it can run, else `torch`.
 
     Returns:
-        (b, l, c).
+        (b, l, c), in the dtype of x.
 
     Raises:
-        ValueError: on a wrong shape or activation.
+        ValueError: on a wrong shape, activation or backend.
+        RuntimeError: when the backend asked for cannot run on this machine or these tensors.
     """
     if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2]:
         raise ValueError(f"x must be (b, l, c) and weight (c, K), got {tuple(x.shape)} and {tuple(weight.shape)}")
     if activation not in ("silu", None):
         raise ValueError(f"activation must be 'silu' or None, got '{activation}'")
     segments = Segments.of_batch(x, cu_seqlens)
-    bias = x.new_zeros(x.shape[2]) if bias is None else bias
-    y = _CausalConv.apply(x.flatten(0, 1), weight, bias, segments, reverse, activation == "silu")
-    return y.view(x.shape)
+    refusals = {
+        "triton": lambda: support.refusal(x) or _too_wide(weight),
+        "causal_conv1d": lambda: causal_conv1d_package.refusal(x, weight),
+    }
+    convolve = _backend(choose("causal_conv1d", backend, x, refusals))
+    return convolve(x.flatten(0, 1), weight, bias, segments, reverse, activation == "silu").view(x.shape)
+
+
+def _backend(name: str) -> Callable:
+    if name == "triton":
+        from .kernels.causal_conv1d import causal_conv1d_triton
+
+        return causal_conv1d_triton
+    return causal_conv1d_package.causal_conv1d_package if name == "causal_conv1d" else causal_conv1d_torch
+
+
+def _too_wide(weight: Tensor) -> str | None:
+    if weight.shape[1] > WIDEST_FILTER:
+        return f"its kernels have room for filters of {WIDEST_FILTER} taps and this one has {weight.shape[1]}"
+    return None
+
+
+def causal_conv1d_torch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, reverse: bool, silu: bool
+) -> Tensor:
+    """The convolution of a stream in plain torch, (T, c) -> (T, c)."""
+    bias = x.new_zeros(x.shape[1]) if bias is None else bias
+    return _CausalConv.apply(x, weight, bias, segments, reverse, silu)
 
 
 class _CausalConv(torch.autograd.Function):

@@ -73,6 +73,13 @@ def test_wrong_input_gets_a_sentence():
         ({"weight": weight[:3]}, "weight"),
         ({"activation": "relu"}, "silu"),
         ({"cu_seqlens": borders([4])}, r"\(1, 4"),
+        ({"backend": "cuda"}, "auto, torch, triton, causal_conv1d; got 'cuda'"),
     ):
         with pytest.raises(ValueError, match=sentence):
             causal_conv1d(**({"x": x, "weight": weight, "bias": bias} | change))
+
+
+def test_the_package_asked_for_without_a_gpu_gets_a_sentence():
+    x, weight, bias = inputs_of(9, 4)
+    with pytest.raises(RuntimeError, match="'causal_conv1d': it needs a CUDA device and the tensors are on cpu"):
+        causal_conv1d(x, weight, bias, backend="causal_conv1d")
