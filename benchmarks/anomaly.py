@@ -11,7 +11,8 @@ import statistics
 import time
 
 import torch
-from common import Steps, save
+from common import Steps
+from record import save
 
 ROUNDS = 5
 SETTINGS = {"MAX_ITEM_LIST_LENGTH": 50, "train_neg_sample_args": None}

@@ -1,47 +1,59 @@
-"""What every benchmark here shares: a trained step at a time, a record of the machine, and the floor of arithmetic."""
+"""What benchmarks of training share: a model trained a step at a time, and the floor of arithmetic."""
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 from recbole.utils import init_seed
+from record import SEED
 
 from recbole_ssd import Config, create_dataset, data_preparation
-from recbole_ssd.environment import machine, versions
-
-RESULTS = Path(__file__).parent / "results"
-SEED = 2020
 
 
 class Steps:
-    """A model with its loader and optimizer, trained a step at a time, the loader's time included."""
+    """A model with its loader and optimizer, trained a step at a time, the loader's time included.
 
-    def __init__(self, model: str, dataset: str = "ml-100k", **settings):
+    Args:
+        model, dataset: names.
+        precision: `bfloat16` runs the forward pass under autocast, whatever the model; `float32` does not.
+        settings: of the config.
+    """
+
+    def __init__(self, model: str, dataset: str = "ml-100k", precision: str = "float32", **settings):
         self.config = Config(model, dataset, config_dict={"show_progress": False, "seed": SEED, **settings})
+        self.device, self.precision = self.config["device"], precision
         init_seed(SEED, True)
         self.data = data_preparation(self.config, create_dataset(self.config))[0]
-        self.model = self.config.model_class(self.config, self.data.dataset).to(self.config["device"]).train()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config["learning_rate"])
+        self.model = self.config.model_class(self.config, self.data.dataset).to(self.device).train()
+        self.optimizer = self.build_optimizer()
         self.n_batches = len(self.data)
-        self._batches = iter(())
+        self._batches, self._epochs = iter(()), 0
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.model.parameters(), lr=self.config["learning_rate"])
+
+    def batches(self) -> Iterator:
+        """The batches of an epoch, on the model's device."""
+        return (batch.to(self.device) for batch in self.data)
 
     def step(self) -> float:
         """Seconds of one step; a new epoch begins when the last one is used up."""
+        return self.run(1)
+
+    def run(self, count: int) -> float:
+        """Seconds of `count` steps, the device waited for after the last one only."""
         started = time.perf_counter()
-        batch = next(self._batches, None)
-        if batch is None:
-            self._batches = iter(self.data)
-            batch = next(self._batches)
-        self.optimizer.zero_grad()
-        self.model.calculate_loss(batch.to(self.config["device"])).backward()
-        self.optimizer.step()
-        self._synchronize()
+        for _ in range(count):
+            batch = next(self._batches, None)
+            if batch is None:
+                self._begin_epoch()
+                batch = next(self._batches)
+            self._train_on(batch)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - started
 
     def epoch_s(self, batches: int | None = None) -> float:
@@ -50,9 +62,18 @@ class Steps:
             return sum(self.step() for _ in range(self.n_batches))
         return statistics.median(self.step() for _ in range(batches)) * self.n_batches
 
-    def _synchronize(self) -> None:
-        if self.config["device"].type == "cuda":
-            torch.cuda.synchronize()
+    def _begin_epoch(self) -> None:
+        if self._epochs and hasattr(self.data, "set_epoch"):  # the first one is planned with the loader
+            self.data.set_epoch(self._epochs)
+        self._epochs += 1
+        self._batches = self.batches()
+
+    def _train_on(self, batch) -> None:
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            loss = self.model.calculate_loss(batch)
+        loss.backward()
+        self.optimizer.step()
 
 
 def matmul_gflops(size: int = 1024, repeats: int = 10) -> float:
@@ -64,31 +85,3 @@ def matmul_gflops(size: int = 1024, repeats: int = 10) -> float:
         torch.mm(a, b)
         seconds.append(time.perf_counter() - started)
     return 2e-9 * size**3 / statistics.median(seconds)
-
-
-def commit() -> str:
-    """The commit that is measured, marked where the tree differs from it."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
-    return head + ("+changes" if changed.stdout.strip() else "")
-
-
-COMMIT = commit()  # read at the start: a long run may outlast it
-
-
-def save(name: str, figures: dict, command: str | None = None, seed: int = SEED) -> Path:
-    """Writes figures with what is needed to believe and repeat them; `command` is that of this process by default."""
-    record = {
-        **figures,
-        "command": command or "python " + " ".join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": COMMIT,
-        "seed": seed,
-        "threads": torch.get_num_threads(),
-        "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "versions": versions(),
-    }
-    path = RESULTS / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return path

@@ -22,8 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from common import RESULTS, SEED, save
 from convolvedsasrec import ConvolvedSASRec
+from record import RESULTS, SEED, save
 
 from recbole_ssd import Config, Trainer, create_dataset, data_preparation, init_logger, init_seed
 from recbole_ssd.data import split_fingerprint

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import SEED, save
+from record import SEED, save
 
 COMMAND = Path(__file__).resolve().parents[1] / "run_recbole_ssd.py"
 KEPT = ("seed", "best_valid_result", "test_result", "best_epoch", "valid_by_epoch", "epoch_s", "train_s", "eval_s")

@@ -19,7 +19,8 @@ import sys
 import time
 
 import torch
-from common import Steps, matmul_gflops, save
+from common import Steps, matmul_gflops
+from record import save
 from torch.utils.flop_counter import FlopCounterMode
 
 from recbole_ssd.environment import peak_rss_mb
