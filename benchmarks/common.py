@@ -12,6 +12,8 @@ from record import SEED
 
 from recbole_ssd import Config, create_dataset, data_preparation
 
+LOOK = 50  # steps between two looks at the clock, for which the device is waited for
+
 
 class Steps:
     """A model with its loader and optimizer, trained a step at a time, the loader's time included.
@@ -52,8 +54,7 @@ class Steps:
                 self._begin_epoch()
                 batch = next(self._batches)
             self._train_on(batch)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        self._synchronize()
         return time.perf_counter() - started
 
     def epoch_s(self, batches: int | None = None) -> float:
@@ -61,6 +62,21 @@ class Steps:
         if batches is None:
             return sum(self.step() for _ in range(self.n_batches))
         return statistics.median(self.step() for _ in range(batches)) * self.n_batches
+
+    def part_of_epoch(self, seconds: float, steps: int | None = None) -> tuple[int, float]:
+        """(steps, seconds) of a new epoch, its planning included, that stops early when either limit is reached."""
+        started, done = time.perf_counter(), 0
+        self._begin_epoch()
+        for done, batch in enumerate(self._batches, start=1):
+            self._train_on(batch)
+            if done == steps:
+                break
+            if done % LOOK == 0:
+                self._synchronize()
+                if time.perf_counter() - started > seconds:
+                    break
+        self._synchronize()
+        return done, time.perf_counter() - started
 
     def _begin_epoch(self) -> None:
         if self._epochs and hasattr(self.data, "set_epoch"):  # the first one is planned with the loader
@@ -74,6 +90,10 @@ class Steps:
             loss = self.model.calculate_loss(batch)
         loss.backward()
         self.optimizer.step()
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
 
 def matmul_gflops(size: int = 1024, repeats: int = 10) -> float:

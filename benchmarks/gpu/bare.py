@@ -11,7 +11,7 @@ from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDED = ("recbole", "pandas", "scipy", "yaml", "tqdm", "colorlog", "colorama", "texttable", "psutil")
+NEEDED = ("recbole", "pandas", "dateutil", "pytz", "yaml", "tqdm", "colorlog", "colorama", "texttable")
 
 
 def ops_alone() -> None:
@@ -29,7 +29,7 @@ def mamba_ssm_alone() -> None:
 
 
 def recbole_alone() -> None:
-    """RecBole where scikit-learn and TensorBoard are not installed: it imports both, and no step of training uses them.
+    """RecBole where SciPy, scikit-learn or TensorBoard is missing: it imports them, and no step of training uses them.
 
     Raises:
         SystemExit: with a sentence, where a package that training does use is missing.
@@ -41,6 +41,9 @@ def recbole_alone() -> None:
             "has the command that fetches the wheels; unpack them into a folder and put it on PYTHONPATH"
         )
     sys.path.insert(0, str(ROOT))
+    if find_spec("scipy") is None:  # recbole/data/dataset/dataset.py: matrices for models that are not sequential
+        _unused("scipy")
+        _unused("scipy.sparse", "coo_matrix")
     if find_spec("sklearn") is None:  # recbole/evaluator/metrics.py: AUC, MAE and RMSE
         _unused("sklearn")
         _unused("sklearn.metrics", "auc", "mean_absolute_error", "mean_squared_error")

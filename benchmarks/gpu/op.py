@@ -10,7 +10,6 @@ from torch import Tensor
 
 from recbole_ssd.ops.packing import Segments
 
-
 REFUSALS = (RuntimeError, ValueError)  # how a backend says that it cannot, the memory that is full included
 if find_spec("triton"):
     from triton.errors import TritonError  # and how a kernel says that it cannot be compiled for this device

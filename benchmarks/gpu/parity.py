@@ -30,9 +30,9 @@ from .streams import borders, ugly
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TIMES_PLAIN = 3.0  # a kernel sums in another order than the plain form, and rounds at other places
 # What is allowed where the plain form happens to be better, as a share of a tensor's largest entry. float32: 32 units
-# of roundoff, for sums over thousands of tokens take some; a product in tf32 has 8192. bfloat16: the plain form computes
-# in float32 and rounds once. A kernel on the matrix units rounds an operand, its product with a decay, and the result:
-# 4 units of roundoff. A wrong decay or a missing term is far beyond both.
+# of roundoff, for sums over thousands of tokens take some; a product in tf32 has 8192. bfloat16: the plain form
+# computes in float32 and rounds once. A kernel on the matrix units rounds an operand, its product with a decay, and the
+# result: 4 units of roundoff. A wrong decay or a missing term is far beyond both.
 ALLOWED = {"float32": 32 * 2.0**-24, "bfloat16": 4 * 2.0**-8}
 SLOW_TOKENS = 2000  # up to here a form that takes a step for every token is the truth
 AT_ONCE = 4  # processes on a GPU: most of their time is compilation on the host

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 BAR = ("bfloat16", 200_000, 20)
 PEERS = ("mamba_ssm", "causal_conv1d")
 KEPT = ("neighbours stay", "past stays", "repeats")
@@ -79,3 +82,56 @@ def speed_table(figures: dict) -> str:
         lines.append([*cells, *("" if ratio is None else f"{ratio:.1f}" for ratio in (torch_form, peer))])
     header = ["op", "dtype", "stream", "tokens", "forward ms", "backward ms", "host ms", "layout ms", "GB/s", "TFLOP/s"]
     return markdown([*header, "times the floor", "torch / ours", "peer / ours"], lines, 3)
+
+
+OURS, SHORT, ALL = "SSD4Rec, prefixes", "SSD4Rec, prefixes, L=200", "SSD4Rec, all positions"
+THEIRS = ("SASRec, prefixes, L=200", "Mamba4Rec, prefixes, L=200")
+
+
+def training_bars(figures: dict) -> list[str]:
+    """What is promised of whole models, and what was measured."""
+    models, lines = figures["models"], []
+    if OURS in models:
+        rate = models[OURS]["tokens_per_s"] / 1e6
+        lines.append(f"{OURS}: {rate:.2f} M tokens/s (promised: at least 7.4, ten times the authors' code)")
+    if ALL in models:
+        lines.append(f"{ALL}: an epoch in {models[ALL]['epoch_s']:.2f} s (promised: under 1)")
+    for name in THEIRS:
+        for ours in (SHORT, ALL):
+            if name in models and ours in models:
+                ratio = models[name]["epoch_s"] / models[ours]["epoch_s"]
+                lines.append(f"{ours}: {ratio:.1f} times as fast an epoch as {name} (promised: at least 5)")
+    return lines
+
+
+def training_table(figures: dict) -> str:
+    """One row a model."""
+    rows = []
+    for name, found in figures["models"].items():
+        scan = f" ({found['scan']})" if found["scan"] else ""
+        peak = "" if found["peak_mb"] is None else f"{found['peak_mb']:,.0f}"
+        epoch = f"{found['epoch_s']:.2f}" + (" ¹" if found["extrapolated"] else "")
+        rate = f"{found['tokens_per_s'] / 1e6:.2f}"
+        rows.append([name + scan, f"{found['tokens']:,}", f"{found['targets']:,}", epoch, rate, peak])
+    header = [f"one epoch, {figures['precision']}", "tokens", "targets", "seconds", "M tokens/s", "peak MB"]
+    return markdown(header, rows, 1) + "\n\n¹ extrapolated from the steps that the time allowed."
+
+
+def all_tables(folder: Path) -> str:
+    """The tables of the results that are there, each with where it comes from."""
+    parts = []
+    for part, table in (("parity", parity_table), ("speed", speed_table), ("training", training_table)):
+        file = folder / f"{part}.json"
+        if not file.is_file():
+            parts.append(f"{file} is not there: run `gpu_check.py {part}` first.")
+            continue
+        record = json.loads(file.read_text(encoding="utf-8"))
+        bars = {"speed": speed_bars, "training": training_bars}.get(part, lambda record: [])(record)
+        parts += [f"### {part}", table(record["records"] if part == "parity" else record)]
+        parts += ["\n".join(f"- {bar}" for bar in bars)] * bool(bars) + [_source(record)]
+    return "\n\n".join(parts)
+
+
+def _source(record: dict) -> str:
+    machine = record["machine"]["gpu"] or record["machine"]["cpu"]
+    return f"{machine}; torch {record['versions']['torch']}; commit {record['commit']}; `{record['command']}`"
