@@ -161,7 +161,7 @@ class Mamba2(nn.Module):
                 cu_seqlens=segments,
                 reverse=reverse,
             )
-            return self.norm(y.flatten(1), F.silu(z))
+            return self.norm(y.flatten(1), z)
 
     def readout(self, projected: Projected, segments: Segments) -> Tensor:
         """At every token what the flipped prefix that ends there gives at its last step, before out_proj. (T, i)."""
