@@ -64,7 +64,7 @@ def _start(run: Run, folder: Path) -> subprocess.Popen:
     # The child sees the modules that this process sees, installed or not.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, *PROGRAM, f"--config_files={place.settings}"]
-    with open(place.log, "w", encoding="utf-8") as log:
+    with open(place.log, "w", encoding="utf-8") as log, _interruptible_children():
         # In a group of its own: Ctrl-C reaches this process alone, which then stops its runs one by one.
         return subprocess.Popen(
             command,
@@ -75,6 +75,19 @@ def _start(run: Run, folder: Path) -> subprocess.Popen:
             start_new_session=True,
             pass_fds=_locks,
         )
+
+
+@contextmanager
+def _interruptible_children():
+    """A comparison that was started with `&` by a script ignores SIGINT, and its runs would inherit that."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _settle(run: Run, folder: Path, code: int) -> None:

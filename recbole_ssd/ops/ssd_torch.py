@@ -260,7 +260,9 @@ class _Backward(_Run):
 
     def _steep(self, block, steep, dy, dx, dB, dC) -> None:
         """Adds the gradients of the steep tokens, and of what chunks that hold one add to the states."""
-        totals = [block.chunks(t) for t in (dx, self.ddt[block.slots], self.dc[block.slots])] + [dB, dC] if steep else []
+        totals = (
+            [block.chunks(t) for t in (dx, self.ddt[block.slots], self.dc[block.slots])] + [dB, dC] if steep else []
+        )
         for pairs in steep:
             pairs.backward(block.chunks(dy)).add_to(*totals)
             if block.enter:

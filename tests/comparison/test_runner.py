@@ -82,7 +82,15 @@ def test_a_comparison_without_any_result_says_so(compared, monkeypatch):
     assert reports()["results.csv"].count(",failed,") == 2
 
 
-def test_a_killed_run_is_failed_and_an_interrupted_one_is_not(compared, monkeypatch):
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["heard", "ignored"])
+def interrupts(request):
+    """How a comparison itself takes SIGINT: one that a script started with `&` ignores it."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_killed_run_is_failed_and_an_interrupted_one_is_not(compared, monkeypatch, interrupts):
     monkeypatch.setenv("FAKE_HANG", "SSD4Rec-2020")
     real = runner._start
 
