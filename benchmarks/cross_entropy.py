@@ -16,7 +16,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from common import SEED, save
+from record import SEED, save
 from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions
 

@@ -19,7 +19,7 @@ import statistics
 import time
 
 import torch
-from common import SEED, save
+from record import SEED, save
 from torch import Tensor
 
 from recbole_ssd.ops.packing import Segments
