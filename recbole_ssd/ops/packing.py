@@ -47,10 +47,16 @@ def seq_idx(cu_seqlens: Tensor) -> Tensor:
     return numbers.repeat_interleave(lengths)[None]
 
 
+def moved(index: Tensor, device: torch.device) -> Tensor:
+    """An index that was made on the host, on the device; a GPU is not waited for."""
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
+
+
 class Segments:
     """The borders of a packed stream, with the indices the ops need, each computed once.
 
-    Build it once a batch and hand it to every op in place of `cu_seqlens`.
+    Build it once a batch and hand it to every op in place of `cu_seqlens`. Indices are made on the host, where sizes are
+    known, and moved: to make them on a GPU would mean to wait for it.
 
     Args:
         cu_seqlens: int tensor (S + 1,), starting at 0, strictly increasing.
@@ -138,17 +144,21 @@ class Segments:
     @cached_property
     def number(self) -> Tensor:
         """Number of the segment each token is in, (T,), int64."""
-        return seq_idx(self.cu_seqlens)[0].long()
+        return moved(self._number_on_host, self.device)
+
+    @cached_property
+    def _number_on_host(self) -> Tensor:
+        return seq_idx(self.borders)[0].long()
 
     @cached_property
     def position(self) -> Tensor:
         """Place of each token in its segment, from 0, (T,)."""
-        return torch.arange(self.total, device=self.device) - self.first[self.number]
+        return moved(torch.arange(self.total) - self.borders[self._number_on_host], self.device)
 
     @cached_property
     def flip(self) -> Tensor:
         """See `flip_index`."""
-        return flip_index(self.cu_seqlens)
+        return moved(flip_index(self.borders), self.device)
 
     def head(self, j: int) -> tuple[Tensor, Tensor]:
         """(stream positions of the j-th token of every segment that has one, numbers of those segments)."""
@@ -160,7 +170,7 @@ class Segments:
 
     def _places(self, end: str, j: int) -> tuple[Tensor, Tensor]:
         if (end, j) not in self.layouts:
-            owners = (self.lengths > j).nonzero()[:, 0]
-            rows = self.first[owners] + j if end == "head" else self.last[owners] - j
-            self.layouts[end, j] = rows, owners
+            owners = (self.borders.diff() > j).nonzero()[:, 0]
+            rows = self.borders[owners] + j if end == "head" else self.borders[owners + 1] - 1 - j
+            self.layouts[end, j] = moved(rows, self.device), moved(owners, self.device)
         return self.layouts[end, j]
