@@ -12,6 +12,7 @@ the recurrence in float64. Writes benchmarks/results/ssd.json.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -25,7 +26,8 @@ from torch import Tensor
 from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.ssd import ssd
 
-TOKENS, MEDIAN, SPREAD = 8185, 21, 1.4
+TOKENS, MEDIAN, LONGEST = 8185, 21, 700
+SIGMAS = 0.5, 1.0, 1.4  # of the logarithm of a length: 4, 44 and 71 % of the tokens lie in segments of more than 64
 BAR = 3.0  # times torch.mm
 SHAPES = {  # heads, head size, states, GFLOP of forward and backward with chunks of 32
     "8 heads of 32, 64 states": (8, 32, 64, 1.64),
@@ -37,13 +39,15 @@ WIDE = 1024  # rows and columns of torch.mm's matrices, as in `common.matmul_gfl
 NARROW = (256, 32, 32, 256)  # the same for torch.bmm: matrices like those of the op
 
 
-def histories() -> list[int]:
-    """Lengths drawn log-normally, the median as near to 21 as a draw comes, between 3 and 700 tokens."""
-    generator, lengths = torch.Generator().manual_seed(SEED), []
+def histories(sigma: float) -> list[int]:
+    """As many quantiles of a log-normal distribution of median 21 as make up the tokens, in a random order."""
+    normal, lengths = statistics.NormalDist(math.log(MEDIAN), sigma), []
     while sum(lengths) < TOKENS:
-        length = torch.empty(1).log_normal_(math.log(MEDIAN), SPREAD, generator=generator).clamp(3, 700)
-        lengths.append(min(int(length), TOKENS - sum(lengths)))
-    return lengths
+        count = len(lengths) + 1
+        logs = [normal.inv_cdf((i + 0.5) / count) for i in range(count)]
+        lengths = [min(max(round(math.exp(log)), 1), LONGEST) for log in logs]
+    lengths[-1] -= sum(lengths) - TOKENS
+    return [lengths[i] for i in torch.randperm(len(lengths), generator=torch.Generator().manual_seed(SEED)).tolist()]
 
 
 def inputs(heads: int, head_size: int, states: int) -> list[Tensor]:
@@ -126,11 +130,33 @@ def layout_ms(lengths: list[int], leaves: list[Tensor]) -> float:
     extra = []
     for _ in range(9):
         clock, segments = Clock(), Segments(torch.tensor([0, *lengths]).cumsum(0))
+        forward = functools.partial(ssd, *leaves, cu_seqlens=segments, backend="torch")
         with torch.no_grad():
-            for name in ("first", "next"):
-                clock.time(name, lambda: ssd(*leaves, cu_seqlens=segments, backend="torch"))
+            clock.time("first", forward)
+            clock.time("next", forward)
         extra.append(clock.cpu_ms["first"][0] - clock.cpu_ms["next"][0])
     return statistics.median(extra)
+
+
+def stream(sigma: float, rounds: int) -> dict:
+    """Every shape on the stream of one spread."""
+    lengths = histories(sigma)
+    segments = Segments(torch.tensor([0, *lengths]).cumsum(0))
+    figures = {
+        "lengths": f"{len(lengths)} quantiles of a log-normal distribution, median {statistics.median(lengths)}, "
+        f"mean {TOKENS / len(lengths):.1f}, longest {max(lengths)}",
+        "tokens in segments of more than 64": sum(n for n in lengths if n > 64) / TOKENS,
+    }
+    for name, (heads, head_size, states, gflop) in SHAPES.items():
+        torch.set_num_threads(1)
+        leaves, dy = inputs(heads, head_size, states), torch.randn(1, TOKENS, heads, head_size)
+        figures[name] = {"GFLOP": gflop, "error": errors(leaves, segments, dy)}
+        figures[name]["layout of a batch, ms"] = layout_ms(lengths, leaves)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            figures[name][f"threads: {threads}"] = measure(leaves, segments, dy, gflop, rounds)
+        print(f"sigma {sigma}, {name}", json.dumps(figures[name], indent=1), flush=True)
+    return figures
 
 
 def main() -> None:
@@ -138,25 +164,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     rounds = parser.parse_args().rounds
     torch.manual_seed(SEED)
-    lengths = histories()
-    segments = Segments(torch.tensor([0, *lengths]).cumsum(0))
-    torch.set_num_threads(1)
     figures = {
         "what": f"SSD, {TOKENS} tokens, float32: forward and backward, as a multiple of torch.mm's time at {WIDE}^3",
         "bar": BAR,
-        "lengths": f"log-normal, median {MEDIAN}, sigma {SPREAD}, clamped to 3..700: {len(lengths)} segments, "
-        f"median {statistics.median(lengths)}, mean {TOKENS / len(lengths):.1f}, longest {max(lengths)}",
         "bmm": "x".join(map(str, NARROW)),
     }
-    for name, (heads, head_size, states, gflop) in SHAPES.items():
-        leaves, dy = inputs(heads, head_size, states), torch.randn(1, TOKENS, heads, head_size)
-        figures[name] = {"GFLOP": gflop, "error": errors(leaves, segments, dy)}
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            figures[name][f"{threads} thread{'s' * (threads > 1)}"] = measure(leaves, segments, dy, gflop, rounds)
-        torch.set_num_threads(1)
-        figures[name]["layout of a batch, ms"] = layout_ms(lengths, leaves)
-        print(name, json.dumps(figures[name], indent=1), flush=True)
+    for sigma in SIGMAS:
+        figures[f"sigma {sigma}"] = stream(sigma, rounds)
     figures["load average"] = os.getloadavg()  # of the machine: who else was computing
     print(f"written to {save('ssd', figures)}")
 

@@ -1,7 +1,7 @@
 """Aligned chunks: a packed stream laid out as small equal blocks, none of which spans two segments.
 
-Every segment is cut into chunks of one width, and segments of one width share a layout. Because no chunk holds tokens of
-two users, one user's numbers cannot touch another's, not even in rounding.
+Every segment is cut into chunks of one width, and segments of one width share a layout. Because no chunk holds tokens
+of two users, one user's numbers cannot touch another's, not even in rounding.
 
 `aligned_chunks` gives a layout for each width; `blocks` cuts them into pieces that a core's cache holds.
 

@@ -32,7 +32,7 @@ from .chunking import Block, Blocks, blocks, coarse
 from .packing import Segments
 
 CHUNK = 64
-ROOM = 2**16  # numbers of a block's x: five such tensors stay in a core's cache
+ROOM = 2**17  # numbers of a block's x; half of it takes more calls, twice as much leaves the cache, neither is faster
 ROOM_ON_GPU = 2**26  # there a launch costs more than memory (a guess, not measured)
 LIMIT = {
     torch.float32: 60.0,
@@ -108,12 +108,11 @@ class _Decays:
 class _Run:
     """What forward and backward do with a block: rows (r, h, p) or (r, n), chunks (c, q, w) or (c, q, n)."""
 
-    def __init__(self, x: Tensor, B: Tensor, C: Tensor, D: Tensor, layout: Blocks, decays: _Decays, states: Tensor):
+    def __init__(self, x, B, C, D, layout: Blocks, decays: _Decays, states: Tensor, slabs: int):
         self.x, self.B, self.C, self.D = x, B, C, D
         self.layout, self.decays, self.w = layout, decays, x.shape[1] * x.shape[2]
         self.states = states  # before every chunk that continues another, (m, n, h, p), moved as e^c is
-
-        self.scratch = [x.new_empty(max(layout.sizes), *x.shape[1:]) for _ in range(self.SLABS)]
+        self.scratch = [x.new_empty(max(layout.sizes), *x.shape[1:]) for _ in range(slabs)]
 
     def products(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
         """B and C, (c, q, n), and C B^T, (c, q, q)."""
@@ -141,11 +140,9 @@ class _Run:
 
 
 class _Forward(_Run):
-    SLABS = 3
-
-    def __init__(self, x: Tensor, B: Tensor, C: Tensor, D: Tensor, layout: Blocks, decays: _Decays):
+    def __init__(self, x, B, C, D, layout: Blocks, decays: _Decays):
         states = x.new_empty(layout.states, B.shape[1], *x.shape[1:])
-        super().__init__(x, B, C, D, layout, decays, states)
+        super().__init__(x, B, C, D, layout, decays, states, slabs=3)
 
     def run(self) -> tuple[Tensor, Tensor, Tensor]:
         """y, (T, h, p); C . B of every token, (R, 1, 1); the states."""
@@ -182,10 +179,8 @@ class _Forward(_Run):
 
 
 class _Backward(_Run):
-    SLABS = 5
-
-    def __init__(self, x, B, C, D, layout, decays, states, dy):
-        super().__init__(x, B, C, D, layout, decays, states)
+    def __init__(self, x, B, C, D, layout: Blocks, decays: _Decays, states: Tensor, dy: Tensor):
+        super().__init__(x, B, C, D, layout, decays, states, slabs=5)
         self.dy, self.dstates = dy, torch.empty_like(states)
         self.dx = x.new_empty(len(x) + 1, *x.shape[1:])  # the last row takes the padding, here and in dB | dC
         self.dBC = B.new_empty(len(B) + 1, 2 * B.shape[1])
@@ -235,7 +230,8 @@ class _Backward(_Run):
 
         torch.sum(torch.mul(work, x, out=xs), -1, out=out)
         work.mul_(enter).addcmul_(dy, own)
-        self._steep(block, steep, dy, work, dB, dC)
+        if steep:
+            self._steep(block, steep, dy, work, dB, dC)
         for target, rows in zip(self.targets, (work, torch.cat([dB, dC], 2).flatten(0, 1))):
             target.index_copy_(0, block.target, coarse(rows))
 
@@ -260,9 +256,7 @@ class _Backward(_Run):
 
     def _steep(self, block, steep, dy, dx, dB, dC) -> None:
         """Adds the gradients of the steep tokens, and of what chunks that hold one add to the states."""
-        totals = (
-            [block.chunks(t) for t in (dx, self.ddt[block.slots], self.dc[block.slots])] + [dB, dC] if steep else []
-        )
+        totals = *(block.chunks(t) for t in (dx, self.ddt[block.slots], self.dc[block.slots])), dB, dC
         for pairs in steep:
             pairs.backward(block.chunks(dy)).add_to(*totals)
             if block.enter:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from recbole_ssd.ops import ssd_torch
 from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.ssd import ssd
 
@@ -39,6 +40,7 @@ def test_torch_is_as_accurate_as_recurrence_in_float32(shape):
     cu = borders(LENGTHS)
     chunked, recurrence = [], []
     for seed in range(3):
+        torch.manual_seed(seed)
         inputs = ssd_inputs(sum(LENGTHS), seed=seed, **shape)
         dy = torch.randn_like(inputs[0])
         truth = run(backend("reference", cu), inputs, dy)
@@ -70,12 +72,39 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(backend("torch", cu, chunk_size=4), inputs)
 
 
+@pytest.mark.parametrize("shape", [{}, STEEP], ids=["gentle", "steep"])
+def test_blocks_of_one_chunk_equal_recurrence(monkeypatch, shape):
+    monkeypatch.setattr(ssd_torch, "ROOM", 1)
+    inputs, cu = ssd_inputs(sum(LENGTHS), **shape), borders(LENGTHS)
+    dy = torch.randn_like(inputs[0])
+    for got, want in zip(run(backend("torch", cu), inputs, dy), run(backend("reference", cu), inputs, dy)):
+        assert error(got, want) < 1e-11
+
+
+@pytest.mark.parametrize("shape", [{}, STEEP], ids=["gentle", "steep"])
+def test_second_backward_repeats_the_first(shape):
+    leaves, cu = [t.requires_grad_() for t in ssd_inputs(sum(LENGTHS), **shape)], borders(LENGTHS)
+    y = ssd(*leaves, cu_seqlens=cu)
+    first, second = (torch.autograd.grad(y, leaves, torch.ones_like(y), retain_graph=True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+def test_columns_of_one_tensor_equal_separate_tensors():
+    inputs, cu = ssd_inputs(sum(LENGTHS)), borders(LENGTHS)
+    wide = torch.cat([inputs[i].flatten(2) for i in (0, 3, 4)], dim=2)
+    x, B, C = (part.view_as(inputs[i]) for i, part in zip((0, 3, 4), wide.split([32, 16, 16], dim=2)))
+    columns = [x, *inputs[1:3], B, C, inputs[5]]
+    assert not x.is_contiguous()
+    assert torch.equal(ssd(*columns, cu_seqlens=cu), ssd(*inputs, cu_seqlens=cu))
+
+
 def test_skip_per_channel_and_no_skip():
     *inputs, D = ssd_inputs(sum(LENGTHS))
     cu, per_channel = borders(LENGTHS), torch.randn(4, 8, dtype=torch.float64)
-    for skip in (per_channel, None):
-        got, want = (ssd(*inputs, skip, cu_seqlens=cu, backend=name) for name in ("torch", "reference"))
-        assert error(got, want) < 1e-12
+    dy = torch.randn_like(inputs[0])
+    for skip in ([per_channel], []):
+        got, want = (run(backend(name, cu), inputs + skip, dy) for name in ("torch", "reference"))
+        assert max(map(error, got, want)) < 1e-12
 
 
 @pytest.mark.parametrize("shape", [{}, STEEP], ids=["gentle", "steep"])
