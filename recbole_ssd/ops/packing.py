@@ -55,8 +55,8 @@ def moved(index: Tensor, device: torch.device) -> Tensor:
 class Segments:
     """The borders of a packed stream, with the indices the ops need, each computed once.
 
-    Build it once a batch and hand it to every op in place of `cu_seqlens`. Indices are made on the host, where sizes are
-    known, and moved: to make them on a GPU would mean to wait for it.
+    Build it once a batch and hand it to every op in place of `cu_seqlens`. Indices are made on the host, where their
+    sizes are known, and moved: to make them on a GPU would mean to wait for it.
 
     Args:
         cu_seqlens: int tensor (S + 1,), starting at 0, strictly increasing.
