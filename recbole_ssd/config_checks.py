@@ -28,8 +28,8 @@ ONE_OF = {
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop"),  # sparse_adam needs sparse embeddings
     "rm_dup_inter": (None, "first", "last"),
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
-    "ssd_backend": ("auto", "torch", "reference"),
-    "scan_backend": ("auto", "torch", "reference", "mamba_ssm"),
+    "ssd_backend": ("auto", "torch", "triton", "mamba_ssm", "reference"),
+    "scan_backend": ("auto", "torch", "triton", "mamba_ssm", "reference"),
     "amp_dtype": ("bfloat16", "float16"),
 }
 POSITIVE = (

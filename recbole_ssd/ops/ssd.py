@@ -11,14 +11,19 @@ Shape letters, here and in every file above this one:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from . import ssd_mamba
+from .backends import choose
+from .kernels import support
 from .packing import Segments
 from .ssd_reference import ssd_reference
 from .ssd_torch import ssd_torch
 
-BACKENDS = ("auto", "torch", "reference")
+WIDEST = 128  # head and state size that the kernels' tiles have room for
 
 
 def ssd(
@@ -38,14 +43,15 @@ def ssd(
     A backend changes rounding and speed, never the function.
 
     Args:
-        x: (b, l, h, p), float32 or float64.
+        x: (b, l, h, p), float32 or float64; for `triton` and `mamba_ssm` float32 or bfloat16.
         dt: (b, l, h), the step sizes, >= 0 (after the softplus).
         A: (h,), the decay rates, usually < 0.
-        B: (b, l, g, n).  C: (b, l, g, n).  h must be a multiple of g.
+        B: (b, l, g, n).  C: (b, l, g, n).  h must be a multiple of g.  Where x is bfloat16, dt, A and D are float32.
         D: (h,) or (h, p), the skip connection; None leaves it out.
         cu_seqlens: (S + 1,) borders of the segments of a stream (then b is 1), or a `Segments`.
-        chunk_size: tokens of a chunk in `torch`, None for its own choice.
-        backend: `torch` (chunked, any device), `reference` (the recurrence) or `auto` (which is `torch`).
+        chunk_size: tokens of a chunk, None for the backend's own choice; `reference` has none.
+        backend: `torch` (chunked, any device), `triton` (our kernels), `mamba_ssm` (that package's kernels), `reference`
+            (the recurrence), or `auto`: `triton` on a GPU where it can run, else `torch`.
 
     Returns:
         y: (b, l, h, p), in the dtype of x.
@@ -53,16 +59,37 @@ def ssd(
     Raises:
         ValueError: on a wrong shape, dtype or backend.
     """
-    _check(x, dt, A, B, C, D, chunk_size, backend)
+    _check(x, dt, A, B, C, D, chunk_size)
+    refusals = {
+        "triton": lambda: support.refusal(x) or _too_wide(x.shape[3], B.shape[3]),
+        "mamba_ssm": lambda: ssd_mamba.refusal(x, B, C, chunk_size),
+        "reference": lambda: None,
+    }
+    name = choose("ssd", backend, x, refusals)
+    if name in ("torch", "reference") and x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"ssd's backend '{name}' computes in float32 or float64, got {x.dtype}: cast before calling it")
     segments = Segments.of_batch(x, cu_seqlens)
     stream = [t.flatten(0, 1) for t in (x, dt)] + [A] + [t.flatten(0, 1) for t in (B, C)] + [D, segments]
-    y = ssd_reference(*stream) if backend == "reference" else ssd_torch(*stream, chunk_size)
-    return y.view(x.shape)
+    return _backend(name)(*stream, chunk_size).view(x.shape)
 
 
-def _check(x, dt, A, B, C, D, chunk_size, backend) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"ssd has the backends {', '.join(BACKENDS)}; got '{backend}'")
+def _backend(name: str) -> Callable:
+    if name == "triton":
+        from .kernels.ssd import ssd_triton
+
+        return ssd_triton
+    if name == "reference":
+        return lambda *stream: ssd_reference(*stream[:-1])  # it has no chunks
+    return ssd_mamba.ssd_mamba if name == "mamba_ssm" else ssd_torch
+
+
+def _too_wide(p: int, n: int) -> str | None:
+    if max(p, n) > WIDEST:
+        return f"its kernels have room for heads and states of {WIDEST} and these have {p} and {n}"
+    return None
+
+
+def _check(x, dt, A, B, C, D, chunk_size) -> None:
     if x.dim() != 4 or B.dim() != 4:
         raise ValueError(f"x must be (b, l, h, p) and B (b, l, g, n), got {tuple(x.shape)} and {tuple(B.shape)}")
     b, length, h, p = x.shape
@@ -77,7 +104,5 @@ def _check(x, dt, A, B, C, D, chunk_size, backend) -> None:
         raise ValueError(f"the {h} heads of x must be a multiple of the {g} groups of B and C")
     if D is not None and tuple(D.shape) not in ((h,), (h, p)):
         raise ValueError(f"D must have shape {(h,)} or {(h, p)}, got {tuple(D.shape)}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"ssd computes in float32 or float64, got {x.dtype}: cast before, as layers.Mamba2 does")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
