@@ -80,14 +80,15 @@ class _CausalConv(torch.autograd.Function):
         dy, (tokens, channels), width = _rows(dy), x.shape, weight.shape[1]
         before, after = _neighbours(ctx.segments, ctx.reverse)
         unit = gcd(channels, x.stride(0), dy.stride(0), 8)
-        steps = AHEAD * -(-(width - 1 + (LONG_WALK if x.numel() > LONG else SHORT_WALK)) // AHEAD)
-        walks = triton.cdiv(tokens, steps - (width - 1))
+        steps = (LONG_WALK if x.numel() > LONG else SHORT_WALK) + width - 1
+        own = triton.cdiv(steps, AHEAD) * AHEAD - (width - 1)
+        walks = triton.cdiv(tokens, own)
         dx, sums = x.new_empty(x.shape), x.new_empty(walks, width + 1, channels, dtype=torch.float32)
         with torch.cuda.device_of(x):
             backward_kernel[walks, triton.cdiv(channels, WALKED)](
                 *(dy, x, weight, weight if bias is None else bias, before, after, dx, sums),
                 *(tokens, channels // unit, x.stride(0) // unit, dy.stride(0) // unit),
-                *(unit, width, ctx.reverse, ctx.silu, bias is not None, steps, AHEAD, WALKED),
+                *(unit, width, ctx.reverse, ctx.silu, bias is not None, own, AHEAD, WALKED),
                 num_warps=2,
             )
         sums = sums.sum(0)
@@ -175,13 +176,12 @@ def backward_kernel(
     dy_ptr, x_ptr, weight_ptr, bias_ptr, before_ptr, after_ptr, dx_ptr, sums_ptr,
     tokens, channels, x_row, dy_row,  # the last three in units
     UNIT: tl.constexpr, K: tl.constexpr, REVERSE: tl.constexpr, SILU: tl.constexpr, BIAS: tl.constexpr,
-    STEPS: tl.constexpr, AHEAD: tl.constexpr, COLUMNS: tl.constexpr,
+    OWN: tl.constexpr, AHEAD: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     channels, x_row, dy_row = channels * UNIT, x_row * UNIT, dy_row * UNIT
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = channel < channels
-    own: tl.constexpr = STEPS - (K - 1)
-    begin = tl.program_id(0) * own
+    begin = tl.program_id(0) * OWN
     zero = tl.zeros([COLUMNS], tl.float32)
     bias = tl.load(bias_ptr + channel, mask=inside, other=0.0).to(tl.float32) if BIAS else zero
     weights, dweights, dbias, xs, ds = (), (), zero, (), ()  # xs: the last K rows of x, the nearest first
@@ -190,7 +190,7 @@ def backward_kernel(
         xs += (_row(x_ptr, begin - 1 - k, tokens, x_row, channel, inside, REVERSE),)
         dweights, ds = dweights + (zero,), ds + (zero,)
 
-    for block in range(0, STEPS, AHEAD):
+    for block in range(0, OWN + K - 1, AHEAD):
         loaded = ()
         for ahead in tl.static_range(AHEAD):
             step = begin + block + ahead
@@ -206,7 +206,7 @@ def backward_kernel(
                 gate = 1.0 / (1.0 + tl.exp(-pre))
                 d *= gate * (1.0 + pre * (1.0 - gate))
             ds = ds[1:] + (d,)
-            d = tl.where(block + ahead < own, d, 0.0)
+            d = tl.where(block + ahead < OWN, d, 0.0)
             dweights, dbias = _collected(dweights, d, xs, before, K), dbias + d
             back = step - (K - 1)  # the token whose followers are all known now
             dx = _filtered(zero, ds, weights, _count(after_ptr, back, tokens, REVERSE), K)

@@ -119,7 +119,7 @@ def test_kernels_compile_without_a_spill():
             both = dict(zip(names, types))
             forward = both | {"y_ptr": dtype, "ROWS": kernels.ROWS, "COLUMNS": kernels.COLUMNS}
             backward = both | {"dy_ptr": dtype, "after_ptr": "*i32", "dx_ptr": dtype, "sums_ptr": "*fp32"}
-            backward |= {"dy_row": "i32", "STEPS": 136, "AHEAD": kernels.AHEAD, "COLUMNS": kernels.WALKED}
+            backward |= {"dy_row": "i32", "OWN": 137 - width, "AHEAD": kernels.AHEAD, "COLUMNS": kernels.WALKED}
             for name, arguments, warps in (("forward_kernel", forward, 8), ("backward_kernel", backward, 2)):
                 cases.append({"module": MODULE, "kernel": name, "arguments": arguments, "num_warps": warps})
     for usage in usages(cases):
