@@ -18,15 +18,27 @@ import torch
 from torch import Tensor
 
 from . import selective_scan_mamba
+from .kernels import support
 from .packing import Segments
 from .selective_scan_reference import selective_scan_reference
 from .selective_scan_torch import selective_scan_torch
 
+MOST_STATES = 256  # n that our Triton kernels have room for
+
+
+def _triton(*tensors) -> Tensor:
+    from .kernels.selective_scan import selective_scan_triton  # late: it imports triton
+
+    return selective_scan_triton(*tensors)
+
+
 BACKENDS = {
     "torch": selective_scan_torch,
+    "triton": _triton,
     "reference": selective_scan_reference,
     "mamba_ssm": selective_scan_mamba.selective_scan_mamba,
 }
+KERNELS = {"mamba_ssm": "mamba-ssm's kernel", "triton": "our Triton kernels"}  # for `auto`, the first choice first
 
 
 def selective_scan(
@@ -51,8 +63,9 @@ def selective_scan(
         B: (b, l, n).  C: (b, l, n).
         D: (i,), the skip connection; None leaves it out.
         cu_seqlens: (S + 1,) borders of the segments of a stream (then b is 1), or a `Segments`.
-        backend: `torch` (blocks of chunks, any device), `mamba_ssm` (that package's CUDA kernel, float32), `reference`
-            (the recurrence), or `auto`: `mamba_ssm` where it can run, else `torch`.
+        backend: `torch` (blocks of chunks, any device), `triton` (our CUDA kernels, float32), `mamba_ssm` (that
+            package's CUDA kernel, float32), `reference` (the recurrence), or `auto`: on a GPU `mamba_ssm` where it can
+            run, else `triton` where it can, else `torch`.
 
     Returns:
         y: (b, l, i), in the dtype of x.
@@ -87,18 +100,31 @@ def _check(x, dt, A, B, C, D, backend) -> None:
             )
         if t.dtype != x.dtype:
             raise ValueError(f"{name} must be {x.dtype} as x is, got {t.dtype}")
-    if backend == "mamba_ssm" and (reason := selective_scan_mamba.refusal(x, A)):
-        raise RuntimeError(f"selective_scan cannot use the backend 'mamba_ssm': {reason}; 'torch' runs anywhere")
+    if reason := _refusal(backend, x, A):
+        raise RuntimeError(f"selective_scan cannot use the backend '{backend}': {reason}; 'torch' runs anywhere")
+
+
+def _refusal(backend: str, x: Tensor, A: Tensor) -> str | None:
+    """Why a backend cannot run here, or None."""
+    if backend == "mamba_ssm":
+        return selective_scan_mamba.refusal(x, A)
+    if backend == "triton":
+        too_many = f"its kernels have room for {MOST_STATES} states and A has {A.shape[1]}"
+        return too_many if A.shape[1] > MOST_STATES else support.refusal(x)
+    return None
 
 
 def _choose(x: Tensor, A: Tensor) -> str:
     if not x.is_cuda:
         return "torch"
-    reason = selective_scan_mamba.refusal(x, A)
-    if reason is None:
-        _log_once("selective_scan runs on mamba-ssm's kernel")
-        return "mamba_ssm"
-    _log_once(f"selective_scan runs in plain torch; mamba-ssm's kernel would be faster, but {reason}")
+    missed = ""
+    for backend, name in KERNELS.items():
+        reason = _refusal(backend, x, A)
+        if reason is None:
+            _log_once(f"selective_scan runs on {name}{missed}")
+            return backend
+        missed += f"; not on {name}: {reason}"
+    _log_once(f"selective_scan runs in plain torch{missed}")
     return "torch"
 
 

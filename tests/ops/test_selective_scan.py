@@ -297,7 +297,7 @@ def test_auto_takes_torch_on_a_cpu_and_says_nothing(caplog):
     assert not caplog.records
 
 
-def test_auto_on_cuda_takes_the_kernel_where_it_runs_and_says_so_once(monkeypatch, caplog):
+def test_auto_on_cuda_takes_the_best_kernel_that_runs_and_says_so_once(monkeypatch, caplog):
     door._log_once.cache_clear()
     A = torch.ones(6, 5)
     with caplog.at_level(logging.INFO):
@@ -306,10 +306,11 @@ def test_auto_on_cuda_takes_the_kernel_where_it_runs_and_says_so_once(monkeypatc
         assert door._choose(on_cuda(torch.float64), A) == "torch"
         assert door._choose(on_cuda(), torch.ones(6, 300)) == "torch"
         monkeypatch.setattr(selective_scan_mamba, "load_kernel", lambda: (None, "it is not there"))
-        assert [door._choose(on_cuda(), A) for _ in range(2)] == ["torch", "torch"]
+        assert [door._choose(on_cuda(), A) for _ in range(2)] == ["triton", "triton"]
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 4
-    assert "mamba-ssm's kernel" in said[0] and "float64" in said[1] and "300" in said[2] and "not there" in said[3]
+    assert "mamba-ssm's kernel" in said[0] and "float64" in said[1] and "300" in said[2]
+    assert "our Triton kernels; not on mamba-ssm's kernel: it is not there" in said[3]
 
 
 def test_a_missing_or_broken_package_is_named(monkeypatch):
