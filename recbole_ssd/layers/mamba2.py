@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from recbole_ssd.ops.causal_conv1d import causal_conv1d
 from recbole_ssd.ops.gated_rms_norm import gated_rms_norm
+from recbole_ssd.ops.kernels.support import refusal
 from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.readout import prefix_readout
 from recbole_ssd.ops.segment_cumsum import spread_first
-from recbole_ssd.ops.ssd import ssd
+from recbole_ssd.ops.ssd import WIDEST, ssd
 from recbole_ssd.ops.ssd_last import ssd_last
 
 from .initialization import inverse_softplus_of_dt
@@ -90,7 +91,8 @@ class Mamba2(nn.Module):
         heads = self.d_inner // headdim
         if heads % ngroups:
             raise ValueError(f"the number of heads, {heads}, must be a multiple of ngroups, {ngroups}")
-        self.headdim, self.ngroups, self.backend, self.chunk_size = headdim, ngroups, backend, chunk_size
+        self.d_state, self.headdim, self.ngroups = d_state, headdim, ngroups
+        self.backend, self.chunk_size = backend, chunk_size
         channels = self.d_inner + 2 * ngroups * d_state
         self.in_proj = nn.Linear(d_model, self.d_inner + channels + heads, bias=False)
         self.conv1d = nn.Conv1d(channels, channels, d_conv, groups=channels, padding=d_conv - 1)  # holds the filter
@@ -112,7 +114,7 @@ class Mamba2(nn.Module):
 
     def scan(self, projected: Projected, segments: Segments) -> Tensor:
         """The stream from front to back, gated and normed, before out_proj. (T, i)."""
-        z, xBC, dt = self._float32(projected)
+        z, xBC, dt = self._for_kernels(projected)
         with torch.autocast(xBC.device.type, enabled=False):
             weight = self.conv1d.weight[:, 0]
             xBC = causal_conv1d(xBC[None], weight, self.conv1d.bias, cu_seqlens=segments)[0]
@@ -182,9 +184,15 @@ class Mamba2(nn.Module):
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (T, h, p), B and C (T, g, n) of (T, channels)."""
-        state = (xBC.shape[1] - self.d_inner) // 2
+        state = self.ngroups * self.d_state
         x, B, C = xBC.split([self.d_inner, state, state], dim=-1)
         return x.unflatten(-1, (-1, self.headdim)), *(t.unflatten(-1, (self.ngroups, -1)) for t in (B, C))
+
+    def _for_kernels(self, projected: Projected) -> Projected:
+        """`_float32`, but z, x, B and C stay half precision where the kernels of every step take them so."""
+        in_full = self._float32(projected)
+        ours = self.backend in ("auto", "triton") and max(self.headdim, self.d_state) <= WIDEST
+        return projected._replace(dt=in_full.dt) if ours and refusal(projected.xBC) is None else in_full
 
     def _float32(self, projected: Projected) -> Projected:
         """Under autocast the projection is bfloat16; decays and states are not."""

@@ -10,16 +10,13 @@ Shape letters:    N targets    d model size    V items
 
 from __future__ import annotations
 
-from functools import cache
-from logging import getLogger
-
 import torch
 from torch import Tensor
 
+from .backends import choose
 from .cross_entropy_torch import linear_cross_entropy_torch
 from .kernels.support import refusal
 
-BACKENDS = ("auto", "torch", "triton")
 PRECISIONS = ("float32", "bfloat16")
 CPU_BUDGET_MB, CUDA_BUDGET_MB = 8.0, 256.0  # logits that caches keep, and enough of them to fill a GPU
 WIDEST = {torch.float32: 64, torch.bfloat16: 256}  # d of the triton kernels: rows and their gradients fill registers
@@ -59,9 +56,10 @@ def linear_cross_entropy(
     >>> loss, torch.tensor(8.0).log()
     (tensor(2.0794), tensor(2.0794))
     """
-    _check(hidden, weight, target, budget_mb, precision, backend)
-    if backend == "auto":
-        backend = _choose(hidden, precision)
+    _check(hidden, weight, target, budget_mb, precision)
+    refusals = {"triton": lambda: _triton_refusal(hidden, precision)}
+    # On paper the kernels are twice as fast: logits in a GPU's memory cost more than their products.
+    backend = choose("linear_cross_entropy", backend, hidden, refusals)
     if backend == "triton":
         from .kernels.cross_entropy import linear_cross_entropy_triton
 
@@ -71,7 +69,7 @@ def linear_cross_entropy(
     return linear_cross_entropy_torch(hidden, weight, target, budget_mb, precision)
 
 
-def _check(hidden, weight, target, budget_mb, precision, backend) -> None:
+def _check(hidden, weight, target, budget_mb, precision) -> None:
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or target.shape != hidden.shape[:1]:
         raise ValueError(
             "expected hidden (N, d), weight (V, d) and target (N,), "
@@ -88,10 +86,6 @@ def _check(hidden, weight, target, budget_mb, precision, backend) -> None:
             f"precision must be {' or '.join(PRECISIONS)}, the latter not for float64; "
             f"got '{precision}' for {hidden.dtype}"
         )
-    if backend not in BACKENDS:
-        raise ValueError(f"linear_cross_entropy has the backends {', '.join(BACKENDS)}; got '{backend}'")
-    if backend == "triton" and (reason := _triton_refusal(hidden, precision)):
-        raise RuntimeError(f"linear_cross_entropy cannot use the backend 'triton': {reason}; 'torch' runs anywhere")
     if not target.is_cuda and not 0 <= target.min() <= target.max() < len(weight):
         raise ValueError(f"targets must lie in 0..{len(weight) - 1}, got {target.min()}..{target.max()}")
 
@@ -101,20 +95,3 @@ def _triton_refusal(hidden: Tensor, precision: str) -> str | None:
     if hidden.shape[1] > WIDEST.get(operands.dtype, hidden.shape[1]):
         return f"its kernels take a d of up to {WIDEST[operands.dtype]} in {operands.dtype}, got {hidden.shape[1]}"
     return refusal(operands)
-
-
-def _choose(hidden: Tensor, precision: str) -> str:
-    """`triton` where it runs: on paper twice as fast, since logits in a GPU's memory cost more than their products."""
-    if not hidden.is_cuda:
-        return "torch"
-    reason = _triton_refusal(hidden, precision)
-    if reason is None:
-        _log_once(f"linear_cross_entropy runs on its Triton kernels, products in {precision}")
-        return "triton"
-    _log_once(f"linear_cross_entropy runs in plain torch; its Triton kernels would hold no logits, but {reason}")
-    return "torch"
-
-
-@cache
-def _log_once(sentence: str) -> None:
-    getLogger().info(sentence)

@@ -11,34 +11,19 @@ Shape letters:    b batch    l length    i inner size, the channels    n state s
 
 from __future__ import annotations
 
-from functools import cache
-from logging import getLogger
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from . import selective_scan_mamba
+from .backends import choose
 from .kernels import support
 from .packing import Segments
 from .selective_scan_reference import selective_scan_reference
 from .selective_scan_torch import selective_scan_torch
 
 MOST_STATES = 256  # n that our Triton kernels have room for
-
-
-def _triton(*tensors) -> Tensor:
-    from .kernels.selective_scan import selective_scan_triton  # late: it imports triton
-
-    return selective_scan_triton(*tensors)
-
-
-BACKENDS = {
-    "torch": selective_scan_torch,
-    "triton": _triton,
-    "reference": selective_scan_reference,
-    "mamba_ssm": selective_scan_mamba.selective_scan_mamba,
-}
-KERNELS = {"mamba_ssm": "mamba-ssm's kernel", "triton": "our Triton kernels"}  # for `auto`, the first choice first
 
 
 def selective_scan(
@@ -57,13 +42,13 @@ def selective_scan(
     A backend changes rounding and speed, never the function.
 
     Args:
-        x: (b, l, i), float32 or float64.
+        x: (b, l, i), float32 or float64; for `triton` float32 or bfloat16.
         dt: (b, l, i), the step sizes, >= 0 (after the softplus).
         A: (i, n), the decay rates, < 0.
-        B: (b, l, n).  C: (b, l, n).
+        B: (b, l, n).  C: (b, l, n).  Where x is bfloat16, dt, A and D are float32.
         D: (i,), the skip connection; None leaves it out.
         cu_seqlens: (S + 1,) borders of the segments of a stream (then b is 1), or a `Segments`.
-        backend: `torch` (blocks of chunks, any device), `triton` (our CUDA kernels, float32), `mamba_ssm` (that
+        backend: `torch` (blocks of chunks, any device), `triton` (our kernels), `mamba_ssm` (that
             package's CUDA kernel, float32), `reference` (the recurrence), or `auto`: on a GPU `mamba_ssm` where it can
             run, else `triton` where it can, else `torch`.
 
@@ -74,60 +59,60 @@ def selective_scan(
         ValueError: on a wrong shape, dtype or backend.
         RuntimeError: when the backend asked for cannot run on this machine or these tensors.
     """
-    _check(x, dt, A, B, C, D, backend)
+    _check(x, dt, A, B, C, D)
+    name = _choose(backend, x, A)
+    if name in ("torch", "reference") and x.dtype == torch.bfloat16:
+        raise ValueError(
+            f"selective_scan's backend '{name}' computes in float32 or float64, not in {x.dtype}: cast first"
+        )
     segments = Segments.of_batch(x, cu_seqlens)
-    scan = BACKENDS[_choose(x, A) if backend == "auto" else backend]
-    y = scan(x.flatten(0, 1), dt.flatten(0, 1), A, B.flatten(0, 1), C.flatten(0, 1), D, segments)
+    y = _backend(name)(x.flatten(0, 1), dt.flatten(0, 1), A, B.flatten(0, 1), C.flatten(0, 1), D, segments)
     return y.view(x.shape)
 
 
-def _check(x, dt, A, B, C, D, backend) -> None:
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"selective_scan has the backends auto, {', '.join(BACKENDS)}; got '{backend}'")
+def _choose(backend: str, x: Tensor, A: Tensor) -> str:
+    refusals = {
+        "mamba_ssm": lambda: selective_scan_mamba.refusal(x, A),
+        "triton": lambda: support.refusal(x) or _too_many(A),
+        "reference": lambda: None,
+    }
+    return choose("selective_scan", backend, x, refusals, auto=("mamba_ssm", "triton"))
+
+
+def _backend(name: str) -> Callable:
+    if name == "triton":
+        from .kernels.selective_scan import selective_scan_triton
+
+        return selective_scan_triton
+    if name == "mamba_ssm":
+        return selective_scan_mamba.selective_scan_mamba
+    return selective_scan_reference if name == "reference" else selective_scan_torch
+
+
+def _too_many(A: Tensor) -> str | None:
+    if A.shape[1] > MOST_STATES:
+        return f"its kernels have room for {MOST_STATES} states and A has {A.shape[1]}"
+    return None
+
+
+def _check(x, dt, A, B, C, D) -> None:
     if x.dim() != 3 or A.dim() != 2:
         raise ValueError(f"x must be (b, l, i) and A (i, n), got {tuple(x.shape)} and {tuple(A.shape)}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"selective_scan computes in float32 or float64, got {x.dtype}: cast before calling it")
+    if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        raise ValueError(
+            f"selective_scan computes in float32, float64 or bfloat16, got {x.dtype}: cast before calling it"
+        )
     (b, length, i), n = x.shape, A.shape[1]
     expected = {"dt": (b, length, i), "A": (i, n), "B": (b, length, n), "C": (b, length, n)}
     if D is not None:
         expected["D"] = (i,)
+    exact = torch.float32 if x.dtype == torch.bfloat16 else x.dtype  # of what decays and states are made of
+    dtypes = {"B": x.dtype, "C": x.dtype}
     for name, t in zip(expected, (dt, A, B, C, D)):
         if tuple(t.shape) != expected[name]:
             raise ValueError(
                 f"{name} must have shape {expected[name]} to go with x {tuple(x.shape)} and A {tuple(A.shape)}, "
                 f"got {tuple(t.shape)}"
             )
-        if t.dtype != x.dtype:
-            raise ValueError(f"{name} must be {x.dtype} as x is, got {t.dtype}")
-    if reason := _refusal(backend, x, A):
-        raise RuntimeError(f"selective_scan cannot use the backend '{backend}': {reason}; 'torch' runs anywhere")
-
-
-def _refusal(backend: str, x: Tensor, A: Tensor) -> str | None:
-    """Why a backend cannot run here, or None."""
-    if backend == "mamba_ssm":
-        return selective_scan_mamba.refusal(x, A)
-    if backend == "triton":
-        too_many = f"its kernels have room for {MOST_STATES} states and A has {A.shape[1]}"
-        return too_many if A.shape[1] > MOST_STATES else support.refusal(x)
-    return None
-
-
-def _choose(x: Tensor, A: Tensor) -> str:
-    if not x.is_cuda:
-        return "torch"
-    missed = ""
-    for backend, name in KERNELS.items():
-        reason = _refusal(backend, x, A)
-        if reason is None:
-            _log_once(f"selective_scan runs on {name}{missed}")
-            return backend
-        missed += f"; not on {name}: {reason}"
-    _log_once(f"selective_scan runs in plain torch{missed}")
-    return "torch"
-
-
-@cache
-def _log_once(sentence: str) -> None:
-    getLogger().info(sentence)
+        if t.dtype != dtypes.get(name, exact):
+            raise ValueError(f"{name} must be {dtypes.get(name, exact)} to go with x in {x.dtype}, got {t.dtype}")

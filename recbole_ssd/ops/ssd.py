@@ -50,8 +50,8 @@ def ssd(
         D: (h,) or (h, p), the skip connection; None leaves it out.
         cu_seqlens: (S + 1,) borders of the segments of a stream (then b is 1), or a `Segments`.
         chunk_size: tokens of a chunk, None for the backend's own choice; `reference` has none.
-        backend: `torch` (chunked, any device), `triton` (our kernels), `mamba_ssm` (that package's kernels), `reference`
-            (the recurrence), or `auto`: `triton` on a GPU where it can run, else `torch`.
+        backend: `torch` (chunked, any device), `triton` (our kernels), `mamba_ssm` (that package's kernels),
+            `reference` (the recurrence), or `auto`: `triton` on a GPU where it can run, else `torch`.
 
     Returns:
         y: (b, l, h, p), in the dtype of x.
@@ -67,7 +67,9 @@ def ssd(
     }
     name = choose("ssd", backend, x, refusals)
     if name in ("torch", "reference") and x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"ssd's backend '{name}' computes in float32 or float64, got {x.dtype}: cast before calling it")
+        raise ValueError(
+            f"ssd's backend '{name}' computes in float32 or float64, got {x.dtype}: cast before calling it"
+        )
     segments = Segments.of_batch(x, cu_seqlens)
     stream = [t.flatten(0, 1) for t in (x, dt)] + [A] + [t.flatten(0, 1) for t in (B, C)] + [D, segments]
     return _backend(name)(*stream, chunk_size).view(x.shape)

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recbole_ssd.layers import mamba2
 from recbole_ssd.layers.dropout import Dropout
 from recbole_ssd.layers.mamba2 import Mamba2
 from recbole_ssd.ops.packing import Segments
@@ -105,3 +106,23 @@ def test_dropout_rate_scale_and_gradient():
     first = Dropout(0.5)(x)
     torch.manual_seed(3)
     assert torch.equal(first, Dropout(0.5)(x))
+
+
+@pytest.mark.parametrize("settings", [{}, {"backend": "torch"}, {"headdim": 256, "expand": 16}], ids=str)
+def test_half_precision_stays_where_our_kernels_take_it(monkeypatch, settings):
+    dtypes = {}
+
+    def look(name, op):
+        def looked(first, *args, **kwargs):
+            dtypes[name] = first.dtype
+            return op(first.float(), *(t.float() if torch.is_tensor(t) else t for t in args), **kwargs).to(first.dtype)
+
+        monkeypatch.setattr(f"recbole_ssd.layers.mamba2.{name}", looked)
+
+    for name in ("causal_conv1d", "ssd", "gated_rms_norm"):
+        look(name, getattr(mamba2, name))
+    monkeypatch.setattr(mamba2, "refusal", lambda x: None)  # as on a GPU
+    m = Mamba2(16, **{"d_state": 8, "headdim": 8, **settings})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        m(torch.randn(1, 9, 16))
+    assert set(dtypes.values()) == {torch.float32 if settings else torch.bfloat16} and len(dtypes) == 3

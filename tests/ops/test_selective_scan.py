@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from recbole_ssd.ops import backends, selective_scan_mamba, selective_scan_torch
 from recbole_ssd.ops import selective_scan as door
-from recbole_ssd.ops import selective_scan_mamba, selective_scan_torch
 from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.selective_scan import selective_scan
 
@@ -221,7 +221,7 @@ def test_no_tensor_has_a_state_per_token():
         ({"C": torch.ones(1, 10, 6)}, "C must have shape"),
         ({"D": torch.ones(5)}, "D must have shape"),
         ({"B": torch.ones(1, 10, 5).double()}, "B must be torch.float32"),
-        ({"x": torch.ones(1, 10, 6, dtype=torch.bfloat16)}, "float32 or float64"),
+        ({"x": torch.ones(1, 10, 6, dtype=torch.float16)}, "float32, float64 or bfloat16"),
     ],
 )
 def test_wrong_input_gets_a_sentence(change, sentence):
@@ -298,19 +298,19 @@ def test_auto_takes_torch_on_a_cpu_and_says_nothing(caplog):
 
 
 def test_auto_on_cuda_takes_the_best_kernel_that_runs_and_says_so_once(monkeypatch, caplog):
-    door._log_once.cache_clear()
+    backends._log_once.cache_clear()
     A = torch.ones(6, 5)
     with caplog.at_level(logging.INFO):
         monkeypatch.setattr(selective_scan_mamba, "load_kernel", lambda: (print, None))
-        assert [door._choose(on_cuda(), A) for _ in range(2)] == ["mamba_ssm", "mamba_ssm"]
-        assert door._choose(on_cuda(torch.float64), A) == "torch"
-        assert door._choose(on_cuda(), torch.ones(6, 300)) == "torch"
+        assert [door._choose("auto", on_cuda(), A) for _ in range(2)] == ["mamba_ssm", "mamba_ssm"]
+        assert door._choose("auto", on_cuda(torch.float64), A) == "torch"
+        assert door._choose("auto", on_cuda(), torch.ones(6, 300)) == "torch"
         monkeypatch.setattr(selective_scan_mamba, "load_kernel", lambda: (None, "it is not there"))
-        assert [door._choose(on_cuda(), A) for _ in range(2)] == ["triton", "triton"]
+        assert [door._choose("auto", on_cuda(), A) for _ in range(2)] == ["triton", "triton"]
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 4
-    assert "mamba-ssm's kernel" in said[0] and "float64" in said[1] and "300" in said[2]
-    assert "our Triton kernels; not on mamba-ssm's kernel: it is not there" in said[3]
+    assert "'mamba_ssm'" in said[0] and "float64" in said[1] and "300" in said[2]
+    assert "'triton'; 'mamba_ssm' would be faster, but it is not there" in said[3]
 
 
 def test_a_missing_or_broken_package_is_named(monkeypatch):
