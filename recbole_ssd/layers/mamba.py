@@ -39,6 +39,7 @@ class Mamba(nn.Module):
             recommenders does; with its bias at zero, dt starts near softplus(0) = .69.
         dt_min, dt_max: dt of a channel is drawn between them, uniformly in its logarithm.
         backend: of `ops.selective_scan.selective_scan`.
+        conv_backend: of `ops.causal_conv1d.causal_conv1d`.
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class Mamba(nn.Module):
         dt_min: float = 0.001,
         dt_max: float = 0.1,
         backend: str = "auto",
+        conv_backend: str = "auto",
     ):
         super().__init__()
         if dt_init not in DT_INITS:
             raise ValueError(f"dt_init must be one of {', '.join(DT_INITS)}, got '{dt_init}'")
         inner, rank = expand * d_model, math.ceil(d_model / 16)
-        self.d_state, self.backend = d_state, backend
+        self.d_state, self.backend, self.conv_backend = d_state, backend, conv_backend
         self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1)  # holds the filter
         self.x_proj = nn.Linear(inner, rank + 2 * d_state, bias=False)
@@ -74,7 +76,8 @@ class Mamba(nn.Module):
         segments = Segments.of_rows(u, cu_seqlens)
         x, z = self.in_proj(u.flatten(0, -2)).chunk(2, dim=-1)  # (T, i)
         x, z = x.to(self.D.dtype), z.to(self.D.dtype)  # under autocast in_proj is bfloat16; decays and states are not
-        x = causal_conv1d(x[None], self.conv1d.weight[:, 0], self.conv1d.bias, cu_seqlens=segments)
+        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        x = causal_conv1d(x[None], weight, bias, cu_seqlens=segments, backend=self.conv_backend)
         return self.out_proj(self._scan(x, segments) * F.silu(z)).view(u.shape)
 
     def _scan(self, x: Tensor, segments: Segments) -> Tensor:

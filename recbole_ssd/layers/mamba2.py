@@ -65,6 +65,7 @@ class Mamba2(nn.Module):
         A_init_range: -A of a head is drawn from it, uniformly.
         dt_min, dt_max: dt of a head is drawn between them, uniformly in its logarithm.
         backend: of `ops.ssd.ssd`.
+        conv_backend: of `ops.causal_conv1d.causal_conv1d`.
         chunk_size: of `ops.ssd.ssd`.
     """
 
@@ -80,6 +81,7 @@ class Mamba2(nn.Module):
         dt_min: float = 0.001,
         dt_max: float = 0.1,
         backend: str = "auto",
+        conv_backend: str = "auto",
         chunk_size: int | None = None,
     ):
         super().__init__()
@@ -92,7 +94,7 @@ class Mamba2(nn.Module):
         if heads % ngroups:
             raise ValueError(f"the number of heads, {heads}, must be a multiple of ngroups, {ngroups}")
         self.d_state, self.headdim, self.ngroups = d_state, headdim, ngroups
-        self.backend, self.chunk_size = backend, chunk_size
+        self.backend, self.conv_backend, self.chunk_size = backend, conv_backend, chunk_size
         channels = self.d_inner + 2 * ngroups * d_state
         self.in_proj = nn.Linear(d_model, self.d_inner + channels + heads, bias=False)
         self.conv1d = nn.Conv1d(channels, channels, d_conv, groups=channels, padding=d_conv - 1)  # holds the filter
@@ -116,8 +118,7 @@ class Mamba2(nn.Module):
         """The stream from front to back, gated and normed, before out_proj. (T, i)."""
         z, xBC, dt = self._for_kernels(projected)
         with torch.autocast(xBC.device.type, enabled=False):
-            weight = self.conv1d.weight[:, 0]
-            xBC = causal_conv1d(xBC[None], weight, self.conv1d.bias, cu_seqlens=segments)[0]
+            xBC = self._convolve(xBC, segments)
             x, B, C = self._split(xBC)
             y = ssd(
                 x[None],
@@ -150,8 +151,7 @@ class Mamba2(nn.Module):
         z = F.linear(u.index_select(0, last), self.in_proj.weight[: self.d_inner])
         z, xBC, dt = self._float32(Projected(z, *inputs))
         with torch.autocast(xBC.device.type, enabled=False):
-            weight = self.conv1d.weight[:, 0]
-            xBC = causal_conv1d(xBC[None], weight, self.conv1d.bias, cu_seqlens=segments, reverse=reverse)[0]
+            xBC = self._convolve(xBC, segments, reverse)
             x, B, C = self._split(xBC)
             y = ssd_last(
                 x,
@@ -182,6 +182,16 @@ class Mamba2(nn.Module):
             )
             return self.norm(y.flatten(1), spread_first(z.index_select(0, segments.first), segments))
 
+    def _convolve(self, xBC: Tensor, segments: Segments, reverse: bool = False) -> Tensor:
+        return causal_conv1d(
+            xBC[None],
+            self.conv1d.weight[:, 0],
+            self.conv1d.bias,
+            cu_seqlens=segments,
+            reverse=reverse,
+            backend=self.conv_backend,
+        )[0]
+
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (T, h, p), B and C (T, g, n) of (T, channels)."""
         state = self.ngroups * self.d_state
@@ -191,7 +201,7 @@ class Mamba2(nn.Module):
     def _for_kernels(self, projected: Projected) -> Projected:
         """`_float32`, but z, x, B and C stay half precision where the kernels of every step take them so."""
         in_full = self._float32(projected)
-        ours = self.backend in ("auto", "triton") and max(self.headdim, self.d_state) <= WIDEST
+        ours = {self.backend, self.conv_backend} <= {"auto", "triton"} and max(self.headdim, self.d_state) <= WIDEST
         return projected._replace(dt=in_full.dt) if ours and refusal(projected.xBC) is None else in_full
 
     def _float32(self, projected: Projected) -> Projected:

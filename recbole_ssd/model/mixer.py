@@ -10,24 +10,24 @@ SSMS = ("mamba1", "mamba2")
 
 
 def mamba1(config) -> Mamba:
-    """A Mamba-1 block. Reads hidden_size, d_state, d_conv, expand, dt_init and scan_backend."""
-    return Mamba(**_sizes(config), dt_init=config.required("dt_init"), backend=config.required("scan_backend"))
+    """A Mamba-1 block. Reads hidden_size, d_state, d_conv, expand, conv_backend, dt_init and scan_backend."""
+    return Mamba(**_shared(config), dt_init=config.required("dt_init"), backend=config.required("scan_backend"))
 
 
 def mamba2(config) -> Mamba2:
-    """A Mamba-2 block. Reads hidden_size, d_state, d_conv, expand, headdim, chunk_size and ssd_backend."""
+    """A Mamba-2 block. Reads hidden_size, d_state, d_conv, expand, conv_backend, headdim, chunk_size, ssd_backend."""
     return Mamba2(
-        **_sizes(config),
+        **_shared(config),
         headdim=config.required("headdim"),
         chunk_size=config.required("chunk_size"),
         backend=config.required("ssd_backend"),
     )
 
 
-def _sizes(config) -> dict[str, int]:
-    """What both blocks are told of their size, by mamba-ssm's names."""
-    sizes = {key: config.required(key) for key in ("d_state", "d_conv", "expand")}
-    return {"d_model": config.required("hidden_size"), **sizes}
+def _shared(config) -> dict:
+    """What both blocks are told, sizes by mamba-ssm's names."""
+    shared = {key: config.required(key) for key in ("d_state", "d_conv", "expand", "conv_backend")}
+    return {"d_model": config.required("hidden_size"), **shared}
 
 
 def mamba(config) -> Mamba | Mamba2:

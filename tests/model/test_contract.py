@@ -176,7 +176,11 @@ def test_two_equal_steps_are_equal_to_the_bit(model):
         ("MambaRec", {"ssm": "mamba2", "dt_init": "authors"}, "dt_init: authors is for Mamba-1"),
         ("MambaRec", {"hidden_act": "tanh"}, "hidden_act must be one of gelu, relu, silu"),
         ("Mamba4Rec", {"dt_init": "mine"}, "dt_init must be one of paper, authors"),
-        ("Mamba4Rec", {"scan_backend": "fast"}, "'scan_backend'.* should be one of auto, torch, reference, mamba_ssm"),
+        (
+            "Mamba4Rec",
+            {"scan_backend": "fast"},
+            "'scan_backend'.* should be one of auto, torch, triton, mamba_ssm",
+        ),
         ("Mamba4Rec", {"chunk_size": 16.5}, "chunk_size.* should be a whole number"),
         ("MoEMaTrRec", {"gate": "mean"}, "gate must be one of running_mean, token, top1"),
         ("MoEMaTrRec", {"balance_weight": -1}, "balance_weight"),
