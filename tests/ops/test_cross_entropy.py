@@ -88,6 +88,7 @@ def test_no_gradient_is_made_where_none_is_asked_for(budget_mb):
     assert not linear_cross_entropy(hidden.detach(), weight, target, budget_mb).requires_grad
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="bfloat16 products need torch 2.9")
 @pytest.mark.parametrize("budget_mb", [ROWS_MB, TILES_MB])
 def test_bfloat16_products_stay_close(budget_mb):
     inputs, target = inputs_of(targets=500, size=64, scale=0.4)

@@ -7,7 +7,7 @@ Three kernels, each with a tile of logits in registers: one walks the items for 
 walks the targets for dW. That makes five products where blocks of logits in memory need three, and saves about nine
 passes over logits of 4 bytes. On paper, on an H200 (4.8 TB/s), those passes alone cost 7 ps a logit, and all five
 products in bfloat16 2 ps at d = 64 and 6 ps at 256. Products of float32 are three of tf32, which keeps the accuracy:
-7 ps at d = 64 against 14 for blocks, and no gain beyond, so wider float32 is refused. None of this was timed.
+7 ps at d = 64 against 14 for blocks. Wider float32 would gain little and spill registers: refused. None was timed.
 
 A walk is cut into shares while there are fewer programs than a GPU has room for. Torch adds the shares in a fixed
 order: no atomics, so the same numbers every time.
