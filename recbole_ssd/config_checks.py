@@ -32,6 +32,7 @@ ONE_OF = {
     "conv_backend": ("auto", "torch", "triton", "causal_conv1d"),
     "scan_backend": ("auto", "torch", "triton", "mamba_ssm", "reference"),
     "amp_dtype": ("bfloat16", "float16"),
+    "loss_precision": ("float32", "bfloat16"),
 }
 POSITIVE = (
     "epochs",

@@ -32,7 +32,8 @@ class PackedSequentialRecommender(SequentialRecommender):
     A subclass builds `layers`, calls `initialize`, and implements `embed`. A layer is called layer(x, segments, last);
     see `layers.residual.Residual`. Scores are inner products with the item table that embeds the histories.
 
-    Reads `hidden_size` and `loss_type` (CE over all items; BPR and BCE with sampled negatives) from the config.
+    Reads `hidden_size`, `loss_type` (CE over all items; BPR and BCE with sampled negatives) and `loss_precision` (of
+    CE's matrix products) from the config.
     """
 
     packed = True
@@ -42,6 +43,7 @@ class PackedSequentialRecommender(SequentialRecommender):
         self.loss_type = config.required("loss_type")
         if self.loss_type not in LOSSES:
             raise ValueError(f"loss_type must be one of {', '.join(LOSSES)}, got '{self.loss_type}'")
+        self.loss_precision = config.required("loss_precision")
         self.item_embedding = nn.Embedding(self.n_items, config.required("hidden_size"))
 
     def initialize(self, std: float) -> None:
@@ -99,7 +101,7 @@ class PackedSequentialRecommender(SequentialRecommender):
     def _loss(self, hidden: Tensor, target: Tensor, interaction: Interaction) -> Tensor:
         table = self.item_embedding.weight
         if self.loss_type == "CE":
-            return linear_cross_entropy(hidden, table, target)
+            return linear_cross_entropy(hidden, table, target, precision=self.loss_precision)
         negatives = interaction[self.NEG_ITEM_ID].view(len(target), -1)  # (N, k)
         positive = (hidden * F.embedding(target, table)).sum(-1, keepdim=True)  # (N, 1)
         negative = (hidden[:, None] * F.embedding(negatives, table)).sum(-1)  # (N, k)

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from recbole_ssd.model import abstract_recommender
+from recbole_ssd.ops.cross_entropy import linear_cross_entropy
+
 from .broken import FORGETS_BORDERS, READS_THE_FUTURE
 from .conftest import N_ITEMS, packed, padded, random_histories
 
@@ -191,3 +194,18 @@ def test_wrong_settings_get_a_sentence(build, name, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         model = build(name, **settings)
         model.full_sort_predict(packed(random_histories()))
+
+
+def test_loss_precision_reaches_the_loss(build, monkeypatch):
+    asked = []
+
+    def look(*args, precision):
+        asked.append(precision)
+        return linear_cross_entropy(*args, precision=precision)
+
+    monkeypatch.setattr(abstract_recommender, "linear_cross_entropy", look)
+    for precision in ("float32", "bfloat16"):
+        histories = random_histories()
+        targets = torch.randint(1, N_ITEMS, (sum(map(len, histories)),))
+        build("PackedSASRec", loss_precision=precision).calculate_loss(packed(histories, targets)).backward()
+    assert asked == ["float32", "bfloat16"]
