@@ -28,7 +28,7 @@ class Steps:
         self.config = Config(model, dataset, config_dict={"show_progress": False, "seed": SEED, **settings})
         self.device, self.precision = self.config["device"], precision
         init_seed(SEED, True)
-        self.data = data_preparation(self.config, create_dataset(self.config))[0]
+        self.data, self.valid_data, _ = data_preparation(self.config, create_dataset(self.config))
         self.model = self.config.model_class(self.config, self.data.dataset).to(self.device).train()
         self.optimizer = self.build_optimizer()
         self.n_batches = len(self.data)
@@ -77,6 +77,17 @@ class Steps:
                     break
         self._synchronize()
         return done, time.perf_counter() - started
+
+    def evaluation_s(self) -> float:
+        """Seconds of scoring all items for every user of the validation, the loader's time included."""
+        started = time.perf_counter()
+        self.model.eval()
+        with torch.no_grad():
+            for interaction, *_ in self.valid_data:
+                self.model.full_sort_predict(interaction.to(self.device))
+        self.model.train()
+        self._synchronize()
+        return time.perf_counter() - started
 
     def _begin_epoch(self) -> None:
         if self._epochs and hasattr(self.data, "set_epoch"):  # the first one is planned with the loader

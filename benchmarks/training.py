@@ -5,8 +5,9 @@
 Every model lives in a process of its own, so that none disturbs another's memory, and waits for its turn. A round times
 one whole epoch of ours, then some batches of each baseline (their median, times the number of batches), then torch.mm;
 what else happens on the machine hits all of them, and a ratio is the median of the rounds' ratios. The loader's time is
-included everywhere; the baselines read through our loaders, which are faster than RecBole's own. Data preparation is
-timed in processes of its own as well. Writes benchmarks/results/training.json.
+included everywhere; the baselines read through our loaders, which are faster than RecBole's own. RecBole's models are
+timed as they run here and as they come, with the anomaly detection that importing them switches on. Evaluation is the
+scoring of all items for all users. Data preparation is timed in processes of its own as well. Writes benchmarks/results/training.json.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from recbole_ssd.environment import peak_rss_mb
 from recbole_ssd.ops.ssd import ssd
 
 OURS = {"hidden_size": 64, "num_layers": 2, "expand": 2, "d_state": 64, "headdim": 32, "inner_size": 256}
+AS_IT_COMES = ", as it comes"
 BASELINES = {
-    "SASRec L=50": ("SASRec", {"MAX_ITEM_LIST_LENGTH": 50}),
-    "GRU4Rec L=50": ("GRU4Rec", {"MAX_ITEM_LIST_LENGTH": 50}),
+    f"{model} L=50{suffix}": (model, {"MAX_ITEM_LIST_LENGTH": 50})
+    for model in ("SASRec", "GRU4Rec")
+    for suffix in ("", AS_IT_COMES)
 }
 MODELS = {
     "SSD4Rec readout": ("SSD4Rec", {**OURS, "bidirectional": "readout"}),
+    "SSD4Rec readout, bfloat16 loss": ("SSD4Rec", {**OURS, "loss_precision": "bfloat16"}),
     "SSD4Rec none": ("SSD4Rec", {**OURS, "bidirectional": "none"}),
     **BASELINES,
 }
@@ -79,33 +83,37 @@ def work(name: str) -> None:
     with FlopCounterMode(display=False) as counter:
         steps.step()  # the warm-up, not timed
     flop = counter.get_total_flops() * steps.n_batches
+    torch.autograd.set_detect_anomaly(name.endswith(AS_IT_COMES))
     for line in sys.stdin:
         question = line.split()
         if question[0] == "report":
             memory = {"imports_mb": before, "peak_mb": peak_rss_mb()}
             answer = {**memory, "tokens": steps.data.n_tokens, "batches": steps.n_batches, "tflop": flop / 1e12}
+        elif question[0] == "evaluation":
+            answer = {"seconds": steps.evaluation_s()}
         else:
             answer = {"seconds": steps.epoch_s(int(question[1]) if question[0] == "batches" else None)}
         print(json.dumps(answer), flush=True)
 
 
-def time_rounds(rounds: int, batches: int) -> tuple[dict, list, dict]:
-    """Seconds of an epoch by name and round, what torch.mm reached in each round, and the workers' reports."""
+def time_rounds(rounds: int, batches: int) -> tuple[dict, dict, list, dict]:
+    """Seconds of an epoch and of an evaluation by name and round, torch.mm's rate by round, the workers' reports."""
     workers = [Worker(name) for name in MODELS]
     for worker in workers:
         worker.ask("report")  # answered after its warm-up: nobody is timed while another one still starts
-    seconds, gflops = {name: [] for name in MODELS}, []
+    seconds, evaluations, gflops = {name: [] for name in MODELS}, {name: [] for name in MODELS}, []
     for number in range(rounds):
         for worker in workers:
             question = f"batches {batches}" if worker.name in BASELINES else "epoch"
             seconds[worker.name].append(worker.ask(question)["seconds"])
+            evaluations[worker.name].append(worker.ask("evaluation")["seconds"])
         gflops.append(matmul_gflops())
         shown = "   ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items())
         print(f"round {number}: {shown}   torch.mm {gflops[-1]:.0f} GFLOP/s", flush=True)
     reports = {worker.name: worker.ask("report") for worker in workers}
     for worker in workers:
         worker.stop()
-    return seconds, gflops, reports
+    return seconds, evaluations, gflops, reports
 
 
 def in_its_own_process(*arguments: str) -> dict:
@@ -126,13 +134,15 @@ def preparation(whose: str, length: int) -> dict:
     return {"seconds": time.perf_counter() - started, "growth_mb": peak_rss_mb() - before}
 
 
-def ratios(seconds: dict, gflops: list, reports: dict) -> dict:
+def ratios(seconds: dict, evaluations: dict, gflops: list, reports: dict) -> dict:
     """By name of ours: how many times faster than each baseline, and over the floor, medians of the rounds."""
+    both = {name: [sum(pair) for pair in zip(seconds[name], evaluations[name])] for name in seconds}
     table = {}
     for name in (name for name in seconds if name not in BASELINES):
         table[name] = {
-            f"times faster than {base}": statistics.median(b / o for o, b in zip(seconds[name], seconds[base]))
+            f"times faster than {base}{what}": statistics.median(b / o for o, b in zip(spent[name], spent[base]))
             for base in BASELINES
+            for what, spent in (("", seconds), (", evaluation included", both))
         }
         floors = [reports[name]["tflop"] * 1e3 / rate for rate in gflops]
         table[name]["times the arithmetic floor"] = statistics.median(o / f for o, f in zip(seconds[name], floors))
@@ -158,17 +168,19 @@ def main() -> None:
         return
 
     error = check_parity()
-    seconds, gflops, reports = time_rounds(options.rounds, options.batches)
+    seconds, evaluations, gflops, reports = time_rounds(options.rounds, options.batches)
     epoch_s = {name: statistics.median(values) for name, values in seconds.items()}
     figures = {
         "what": "one training epoch on ml-100k, loader included",
         "parity_error": error,
         "epoch_s": epoch_s,
-        "ratios": ratios(seconds, gflops, reports),
+        "evaluation_s": {name: statistics.median(values) for name, values in evaluations.items()},
+        "ratios": ratios(seconds, evaluations, gflops, reports),
         "tokens_per_s": {name: reports[name]["tokens"] / epoch_s[name] for name in seconds if name not in BASELINES},
         "reports": reports,
         "matmul_gflops": gflops,
         "rounds": seconds,
+        "evaluation_rounds": evaluations,
         "preparation": {
             f"{whose} L={length}": in_its_own_process("--preparation", whose, str(length))
             for length in (50, 600)
