@@ -7,7 +7,8 @@ one whole epoch of ours, then some batches of each baseline (their median, times
 what else happens on the machine hits all of them, and a ratio is the median of the rounds' ratios. The loader's time is
 included everywhere; the baselines read through our loaders, which are faster than RecBole's own. RecBole's models are
 timed as they run here and as they come, with the anomaly detection that importing them switches on. Evaluation is the
-scoring of all items for all users. Data preparation is timed in processes of its own as well. Writes benchmarks/results/training.json.
+scoring of all items for all users. Data preparation is timed in processes of its own as well. Writes
+benchmarks/results/training.json.
 """
 
 from __future__ import annotations
