@@ -57,7 +57,7 @@ def causal_conv1d_triton(
 class _CausalConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, segments, reverse, silu):
-        x, weight = _rows(x), weight.contiguous()
+        x, weight, bias = _rows(x), weight.contiguous(), None if bias is None else bias.contiguous()
         ctx.save_for_backward(x, weight, bias)
         ctx.segments, ctx.reverse, ctx.silu = segments, reverse, silu
         (tokens, channels), y = x.shape, x.new_empty(x.shape)
