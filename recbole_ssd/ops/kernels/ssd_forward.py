@@ -1,0 +1,67 @@
+"""SSD's output, tile by tile of at most 64 tokens, with C B^T made once for all heads of a program.
+
+    y[i] = sum_{j<=i} (C[i] . B[j]) e^(c[i] - c[j]) dt[j] x[j]  +  e^(c[i]) C[i] . S  +  D x[i]
+
+S is the state that enters the tile: none, where the tile holds whole segments (see `ssd_plan`).
+
+Section 6 of Dao and Gu, ICML 2024, https://arxiv.org/abs/2405.21060.
+
+Shape letters:    T tokens    i, j tokens of a tile    h heads    p head size    g groups    n state size    k chunks
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .ssd_tile import load_skip, load_state, load_steps, load_tile, log_decay, own_tile, seen_from, store_tile
+
+
+@triton.jit
+def outputs_kernel(
+    x,  # (T, h, p)
+    dt,  # (T, h)
+    A,  # (h,)
+    B,  # (T, g, n)
+    C,  # (T, g, n)
+    D,  # (h, SKIP)
+    y,  # out (T, h, p)
+    states,  # (k, h, n, p): what enters every chunk
+    tiles,  # (k, 4) of the plan
+    begins,  # (T,) of the plan
+    x_stride,
+    B_stride,
+    C_stride,
+    heads,
+    heads_per_group,
+    heads_here,
+    p,
+    n,
+    Q: tl.constexpr,
+    P: tl.constexpr,
+    N: tl.constexpr,
+    SKIP: tl.constexpr,  # numbers of D a head has: 0, 1 or p
+    CHAINED: tl.constexpr,  # the tiles are chunks of long segments
+    PRECISION: tl.constexpr,
+):
+    """A program: one tile, `heads_here` heads of one group."""
+    tile, start, tokens, first = own_tile(tiles, heads, heads_here)
+    group = first // heads_per_group * n
+    b = load_tile(B + group, start, tokens, B_stride, n, Q, N)
+    c = load_tile(C + group, start, tokens, C_stride, n, Q, N)
+    product = tl.dot(c, tl.trans(b), input_precision=PRECISION)  # (i, j)
+    rows = tl.arange(0, Q)
+    begin = seen_from(begins, start, tokens, Q, CHAINED)
+    seen = (rows[None, :] <= rows[:, None]) & (rows[None, :] >= begin[:, None])
+    for head in range(first, first + heads_here):
+        step = load_steps(dt, start, tokens, heads, head, Q)
+        coarse, fine = log_decay(step, tl.load(A + head))
+        gap = (coarse[:, None] - coarse[None, :]) + (fine[:, None] - fine[None, :])
+        mixed = product * tl.exp2(tl.where(seen, gap, float("-inf")))
+        values = load_tile(x + head * p, start, tokens, x_stride, p, Q, P)
+        out = tl.dot(mixed.to(values.dtype), (values * step[:, None]).to(values.dtype), input_precision=PRECISION)
+        if CHAINED:
+            state = load_state(states, tile, head, heads, tl.load(tiles + tile * 4 + 2), n, p, N, P)
+            out += tl.exp2(coarse + fine)[:, None] * tl.dot(c, state.to(c.dtype), input_precision=PRECISION)
+        out += load_skip(D, head, p, P, SKIP) * values
+        store_tile(y + head * p, out, start, tokens, heads * p, p, Q, P)
