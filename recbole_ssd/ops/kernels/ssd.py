@@ -25,7 +25,7 @@ from recbole_ssd.ops.packing import Segments
 from .ssd_backward import gradients_kernel
 from .ssd_forward import outputs_kernel
 from .ssd_plan import ROWS, launch_plan
-from .ssd_states import chunk_states_kernel, pass_states_kernel
+from .ssd_states import chunk_states_kernel, late_gradients_kernel, pass_states_kernel
 
 BUSY = {"forward": 4096, "backward": 1024}  # programs that fill a large GPU several times over
 PASSED = 1024  # numbers of a state that one program hands from chunk to chunk
@@ -61,17 +61,16 @@ def ssd_triton(
 class _SSD(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dt, A, B, C, D, segments, rows, precision):
-        launches = _Launches(x, dt, A, B, C, D, segments, rows, precision)
-        y, states, decays = launches.forward()
-        ctx.save_for_backward(x, dt, A, B, C, D, states, decays)
+        y, *kept = _Launches(x, dt, A, B, C, D, segments, rows, precision).forward()
+        ctx.save_for_backward(x, dt, A, B, C, D, *kept)
         ctx.settings = segments, rows, precision
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        *inputs, states, decays = ctx.saved_tensors
-        return *_Launches(*inputs, *ctx.settings).backward(dy, states, decays), None, None, None
+        inputs, kept = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        return *_Launches(*inputs, *ctx.settings).backward(dy, *kept), None, None, None
 
 
 class _Launches:
@@ -84,42 +83,48 @@ class _Launches:
         self.h, self.p = x.shape[1:]
         self.g, self.n = B.shape[1:]
         self.skip = 0 if D is None else D.numel() // self.h  # numbers of D a head has
-        self.sizes = {"Q": rows, "P": _padded(self.p), "N": _padded(self.n), "PRECISION": precision}
-        self.warps = {"num_warps": warps(self.sizes, x.dtype)}
+        sizes = {"heads": self.h, "heads_per_group": self.h // self.g, "p": self.p, "n": self.n}
+        tiles = {"Q": rows, "P": _padded(self.p), "N": _padded(self.n), "PRECISION": precision}
+        self.states_options = sizes | tiles | launch_options(self.x.dtype)
+        strides = {"x_stride": self.x.stride(0), "B_stride": self.B.stride(0), "C_stride": self.C.stride(0)}
+        self.options = self.states_options | strides | {"SKIP": self.skip}
 
-    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
-        """y, and for long segments the states that enter their chunks (k, h, n, p) and the chunks' decays (k, h)."""
-        y, here = self.x.new_empty(self.x.shape), self._heads_here("forward")
-        decays = self.dt.new_empty(len(self.plan.chunks), self.h)
+    def forward(self) -> tuple[Tensor, ...]:
+        """y, and for the backward `steps`, (k, h, 3, q), and of long segments `states`, `decays`; see the kernels."""
+        plan, here = self.plan, self._heads_here("forward")
+        y, decays = self.x.new_empty(self.x.shape), self.dt.new_empty(len(plan.chunks), self.h)
+        steps = self.dt.new_empty(len(plan.tiles), self.h, 3, self.options["Q"])
         with torch.cuda.device_of(self.x):
             states = self._states(self.B, self.x, decays, backward=False)
-            for tiles, where, options in self._tables():
-                outputs_kernel[len(tiles) * self.h // here,](
-                    *(self.x, self.dt, self.A, self.B, self.C, self.D, y, states, tiles, self.plan.begins),
-                    *(self.x.stride(0), self.B.stride(0), self.C.stride(0)),
-                    *(self.h, self.h // self.g, here, self.p, self.n),
-                    **options,
-                )
-        return y, states, decays
+            for where, chained in ((slice(0, plan.short), False), (slice(plan.short, None), True)):
+                if programs := len(plan.tiles[where]) * self.h // here:
+                    outputs_kernel[programs,](
+                        *(self.x, self.dt, self.A, self.B, self.C, self.D, y, steps[where], states),
+                        *(plan.tiles[where], plan.begins, here),
+                        **(self.options | {"CHAINED": chained}),
+                    )
+        return y, steps, states, decays
 
-    def backward(self, dy: Tensor, states: Tensor, decays: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(self, dy: Tensor, steps: Tensor, states: Tensor, decays: Tensor) -> tuple[Tensor | None, ...]:
         """dx, ddt, dA, dB, dC, dD."""
-        dy, here = dy.contiguous(), self._heads_here("backward")
-        parts = self.h // self.g // here
+        dy, plan, here = dy.contiguous(), self.plan, self._heads_here("backward")
+        parts, chunks = self.h // self.g // here, len(plan.chunks)
+        partial = self.B.dtype if parts == 1 else torch.float32
         dx, ddt = self.x.new_empty(self.x.shape), torch.empty_like(self.dt)
-        dB, dC = (
-            t.new_empty(parts, *t.shape, dtype=t.dtype if parts == 1 else torch.float32) for t in (self.B, self.C)
-        )
-        shares = self.dt.new_empty(len(self.plan.tiles) + len(self.plan.chunks), self.h, 1 + self.skip)
+        dB, dC = (t.new_empty(parts, *t.shape, dtype=partial) for t in (self.B, self.C))
+        shares = (self.dt.new_zeros if chunks else self.dt.new_empty)(len(plan.tiles) + chunks, self.h, 1 + self.skip)
+        inputs = self.x, self.A, self.B, self.C
         with torch.cuda.device_of(self.x):
-            dstates = self._states(self.C, dy, decays, backward=True)
-            for tiles, where, options in self._tables():
-                gradients_kernel[len(tiles) * self.h // here,](
-                    *(self.x, self.dt, self.A, self.B, self.C, self.D, dy, dx, ddt, dB, dC, shares[where]),
-                    *(states, dstates, tiles, self.plan.begins),
-                    *(self.x.stride(0), self.B.stride(0), self.C.stride(0)),
-                    *(len(self.x), self.h, self.h // self.g, here, self.p, self.n),
-                    **options,
+            gradients_kernel[len(plan.tiles) * self.h // here,](
+                *(*inputs, self.D, steps, dy, dx, ddt, dB, dC, shares, plan.tiles, plan.begins, len(dx), here),
+                **self.options,
+            )
+            if chunks:
+                dstates = self._states(self.C, dy, decays, backward=True)
+                late_gradients_kernel[chunks * self.h // here,](
+                    *(*inputs, steps[plan.short :], dy, dx, ddt, dB, dC, shares[len(plan.tiles) :]),
+                    *(states, dstates, plan.chunks, len(dx), here),
+                    **self.options,
                 )
         dB, dC = (t[0] if parts == 1 else t.sum(0).to(self.B.dtype) for t in (dB, dC))
         dA, dD = shares.sum(0).split([1, self.skip], dim=1)
@@ -127,39 +132,29 @@ class _Launches:
 
     def _states(self, left: Tensor, right: Tensor, decays: Tensor, backward: bool) -> Tensor:
         """What enters every chunk, or with `backward` the gradient of what leaves it, (k, h, n, p)."""
-        chunks, here = len(self.plan.chunks), self._heads_here("forward")
+        chunks, here, size = len(self.plan.chunks), self._heads_here("forward"), self.n * self.p
         states = self.dt.new_empty(chunks, self.h, self.n, self.p)
         if chunks:
             chunk_states_kernel[chunks * self.h // here,](
-                *(left, right, self.dt, self.A, states, decays, self.plan.chunks, left.stride(0), right.stride(0)),
-                *(self.h, self.h // self.g, here, self.p, self.n),
-                **(self.sizes | self.warps | {"BACKWARD": backward}),
+                *(left, right, self.dt, self.A, states, decays, self.plan.chunks, here),
+                **(self.states_options | {"left_stride": left.stride(0), "right_stride": right.stride(0)}),
+                BACKWARD=backward,
             )
-            size = self.n * self.p
             pass_states_kernel[len(self.plan.runs) * self.h, triton.cdiv(size, PASSED)](
                 states, decays, self.plan.runs, self.h, size, WIDE=PASSED, BACKWARD=backward
             )
         return states
 
-    def _tables(self):
-        """(table, its rows among all tiles, options of a kernel over it): whole segments, and chunks of long ones."""
-        short, long = len(self.plan.tiles), len(self.plan.chunks)
-        options = self.sizes | self.warps | {"SKIP": self.skip}
-        if short:
-            yield self.plan.tiles, slice(0, short), options | {"CHAINED": False}
-        if long:
-            yield self.plan.chunks, slice(short, None), options | {"CHAINED": True}
-
     def _heads_here(self, direction: str) -> int:
         """Heads that one program takes: all of a group, which shares B and C, unless the GPU would stand idle."""
-        heads = self.h // self.g
-        tiles = (len(self.plan.tiles) + len(self.plan.chunks)) * self.g
-        return next(n for n in range(heads, 0, -1) if heads % n == 0 and (n == 1 or tiles * heads // n >= BUSY[direction]))
+        heads, tiles = self.h // self.g, len(self.plan.tiles) * self.g
+        fitting = (n for n in range(heads, 0, -1) if heads % n == 0 and tiles * heads // n >= BUSY[direction])
+        return next(fitting, 1)
 
 
-def warps(sizes: dict, dtype: torch.dtype) -> int:
-    """Warps of a program, so many that nothing spills (tests/ops/kernels/test_ssd_compiles.py)."""
-    return 8 if dtype == torch.float32 or max(sizes["P"], sizes["N"]) > 64 else 4
+def launch_options(dtype: torch.dtype) -> dict:
+    """Warps of a program, and stages of its loop: chosen by what spills (tests/ops/kernels/test_ssd_compiles.py)."""
+    return {"num_warps": 4, "num_stages": 1}
 
 
 def _padded(size: int) -> int:

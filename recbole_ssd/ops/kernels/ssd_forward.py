@@ -14,7 +14,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .ssd_tile import load_skip, load_state, load_steps, load_tile, log_decay, own_tile, seen_from, store_tile
+from .ssd_tile import (
+    decay,
+    kept,
+    load_skip,
+    load_state,
+    load_steps,
+    load_tile,
+    log_decay,
+    own_tile,
+    seen_from,
+    store_tile,
+)
 
 
 @triton.jit
@@ -26,17 +37,18 @@ def outputs_kernel(
     C,  # (T, g, n)
     D,  # (h, SKIP)
     y,  # out (T, h, p)
+    steps,  # out (k, h, 3, Q): dt and both parts of c, laid out for the backward
     states,  # (k, h, n, p): what enters every chunk
     tiles,  # (k, 4) of the plan
     begins,  # (T,) of the plan
-    x_stride,
-    B_stride,
-    C_stride,
-    heads,
-    heads_per_group,
     heads_here,
-    p,
-    n,
+    x_stride: tl.constexpr,
+    B_stride: tl.constexpr,
+    C_stride: tl.constexpr,
+    heads: tl.constexpr,
+    heads_per_group: tl.constexpr,
+    p: tl.constexpr,
+    n: tl.constexpr,
     Q: tl.constexpr,
     P: tl.constexpr,
     N: tl.constexpr,
@@ -49,15 +61,18 @@ def outputs_kernel(
     group = first // heads_per_group * n
     b = load_tile(B + group, start, tokens, B_stride, n, Q, N)
     c = load_tile(C + group, start, tokens, C_stride, n, Q, N)
-    product = tl.dot(c, tl.trans(b), input_precision=PRECISION)  # (i, j)
     rows = tl.arange(0, Q)
-    begin = seen_from(begins, start, tokens, Q, CHAINED)
+    begin = seen_from(begins, start, tokens, Q)
     seen = (rows[None, :] <= rows[:, None]) & (rows[None, :] >= begin[:, None])
+    product = tl.where(seen, tl.dot(c, tl.trans(b), input_precision=PRECISION), 0.0)  # (i, j)
     for head in range(first, first + heads_here):
         step = load_steps(dt, start, tokens, heads, head, Q)
         coarse, fine = log_decay(step, tl.load(A + head))
-        gap = (coarse[:, None] - coarse[None, :]) + (fine[:, None] - fine[None, :])
-        mixed = product * tl.exp2(tl.where(seen, gap, float("-inf")))
+        for_step, for_coarse, for_fine = kept(steps, tile, heads, head, Q)
+        tl.store(for_step, step)
+        tl.store(for_coarse, coarse)
+        tl.store(for_fine, fine)
+        mixed = product * decay(coarse[None, :], fine[None, :], coarse[:, None], fine[:, None])
         values = load_tile(x + head * p, start, tokens, x_stride, p, Q, P)
         out = tl.dot(mixed.to(values.dtype), (values * step[:, None]).to(values.dtype), input_precision=PRECISION)
         if CHAINED:

@@ -27,26 +27,30 @@ ROWS = (16, 32, 64)  # tokens of a tile; tl.dot wants 16, and 64 is what the exa
 class Plan:
     """All tables are int32 on the stream's device but `begins`, uint8."""
 
-    rows: int  # tokens a tile has room for
-    tiles: Tensor  # (k, 4) first token, tokens, 0, 0: tiles of whole segments
+    tiles: Tensor  # (k, 4) first token, tokens, whether a state enters, whether one leaves; tiles first, chunks last
+    short: int  # how many are tiles of whole segments
     begins: Tensor  # (T,) where in its tile the token's segment begins; 0 in long segments
-    chunks: Tensor  # (k, 4) first token, tokens, whether a state enters, whether one leaves
     runs: Tensor  # (r, 2) a long segment's first chunk, and how many it has
+
+    @property
+    def chunks(self) -> Tensor:
+        return self.tiles[self.short :]
 
 
 def launch_plan(segments: Segments, rows: int) -> Plan:
     """The plan of a stream for tiles of `rows` tokens; the same object at every later call.
 
     >>> plan = launch_plan(Segments(torch.tensor([0, 3, 5, 6, 26, 28])), 16)
-    >>> plan.tiles[:, :2].tolist(), plan.chunks.tolist(), plan.runs.tolist()
-    ([[0, 6], [26, 2]], [[6, 16, 0, 1], [22, 4, 1, 0]], [[0, 2]])
+    >>> plan.tiles.tolist(), plan.short, plan.runs.tolist()
+    ([[0, 6, 0, 0], [26, 2, 0, 0], [6, 16, 0, 1], [22, 4, 1, 0]], 2, [[0, 2]])
     """
     key = "ssd kernels", rows
     if key not in segments.layouts:
         borders = segments.borders.numpy()
-        tiles, begins = _tiles(borders, rows)
-        tables = (tiles, begins, *_chunks(borders, rows))
-        segments.layouts[key] = Plan(rows, *(_on(segments.device, table) for table in tables))
+        (tiles, begins), (chunks, runs) = _tiles(borders, rows), _chunks(borders, rows)
+        tables = np.concatenate([tiles, chunks]), begins, runs
+        tiles_there, begins, runs = (_on(segments.device, table) for table in tables)
+        segments.layouts[key] = Plan(tiles_there, len(tiles), begins, runs)
     return segments.layouts[key]
 
 

@@ -19,8 +19,8 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 STEEPEST = tl.constexpr(256.0)  # 2^-256 is 0 in float32: a decay that is steeper makes no difference
-COARSE = tl.constexpr(2.0**10)  # grid of 2^-10: 64 * 256 * 2^10 = 2^24 is exact in float32
-FINE = tl.constexpr(2.0**29)  # grid of 2^-29: 64 * 2^-11 * 2^29 = 2^24
+COARSE = tl.constexpr(2.0**-10)  # the grid: 64 * 256 is 2^24 times as much, which is exact in float32
+FINE = tl.constexpr(2.0**-29)  # 64 * 2^-11 is 2^24 times as much
 
 
 @triton.jit
@@ -36,18 +36,14 @@ def own_tile(tiles, heads, heads_here):
 def load_steps(dt, start, tokens, heads, head, Q: tl.constexpr):
     """dt of one head, (Q,); 0 in padding: nothing enters, nothing decays."""
     rows = tl.arange(0, Q)
-    return tl.load(dt + (start + rows) * heads + head, mask=rows < tokens, other=0.0)
+    return tl.load(dt + start * heads + head + rows * heads, mask=rows < tokens, other=0.0)
 
 
 @triton.jit
-def seen_from(begins, start, tokens, Q: tl.constexpr, CHAINED: tl.constexpr):
-    """(Q,) the first row of the tile that each row may see: its segment's first, or the chunk's."""
+def seen_from(begins, start, tokens, Q: tl.constexpr):
+    """(Q,) the first row of the tile that each row may see."""
     rows = tl.arange(0, Q)
-    if CHAINED:
-        begin = tl.zeros((Q,), dtype=tl.int32)
-    else:
-        begin = tl.load(begins + start + rows, mask=rows < tokens, other=Q).to(tl.int32)
-    return begin
+    return tl.load(begins + start + rows, mask=rows < tokens, other=Q).to(tl.int32)
 
 
 @triton.jit
@@ -55,9 +51,23 @@ def log_decay(step, rate):
     """(coarse, fine): the two parts of c, inclusive of a token's own decay. step (q,), rate a number."""
     c = step.to(tl.float64) * (rate.to(tl.float64) * LOG2E)
     c = tl.minimum(tl.maximum(c, -STEEPEST), STEEPEST)
-    coarse = tl.floor(c * COARSE + 0.5) / COARSE
-    fine = tl.floor((c - coarse) * FINE + 0.5) / FINE
+    coarse = tl.floor(c * (1 / COARSE) + 0.5) * COARSE
+    fine = tl.floor((c - coarse) * (1 / FINE) + 0.5) * FINE
     return tl.cumsum(coarse.to(tl.float32), 0), tl.cumsum(fine.to(tl.float32), 0)
+
+
+@triton.jit
+def kept(steps, tile, heads, head, Q: tl.constexpr):
+    """Where (k, h, 3, Q) keeps dt, coarse and fine of one head in one tile."""
+    rows = tl.arange(0, Q)
+    place = steps + tl.cast(tile * heads + head, tl.int64) * (3 * Q) + rows
+    return place, place + Q, place + 2 * Q
+
+
+@triton.jit
+def decay(coarse_j, fine_j, coarse_i, fine_i):
+    """From token j to token i. Where i comes before j it means nothing, but its product with 0 is 0, not NaN."""
+    return tl.exp2(tl.minimum((coarse_i - coarse_j) + (fine_i - fine_j), 100.0))
 
 
 @triton.jit
@@ -73,22 +83,29 @@ def until_end(coarse, fine, Q: tl.constexpr):
 def load_tile(base, start, tokens, stride, width, Q: tl.constexpr, W: tl.constexpr):
     """(Q, W) of the stream from token `start` on, zeros beyond `tokens` and `width`."""
     rows, columns = tl.arange(0, Q)[:, None], tl.arange(0, W)[None, :]
-    return tl.load(base + (start + rows) * stride + columns, mask=(rows < tokens) & (columns < width), other=0.0)
+    return tl.load(base + start * stride + (rows * stride + columns), mask=(rows < tokens) & (columns < width), other=0.0)
 
 
 @triton.jit
 def store_tile(base, tile, start, tokens, stride, width, Q: tl.constexpr, W: tl.constexpr):
     """Writes (Q, W) where `load_tile` reads."""
     rows, columns = tl.arange(0, Q)[:, None], tl.arange(0, W)[None, :]
-    to = base + (start + rows) * stride + columns
+    to = base + start * stride + (rows * stride + columns)
     tl.store(to, tile.to(base.dtype.element_ty), mask=(rows < tokens) & (columns < width))
+
+
+@triton.jit
+def add_tile(base, tile, start, tokens, stride, width, Q: tl.constexpr, W: tl.constexpr):
+    """Adds (Q, W) to what lies there, in float32."""
+    there = load_tile(base, start, tokens, stride, width, Q, W).to(tl.float32)
+    store_tile(base, there + tile, start, tokens, stride, width, Q, W)
 
 
 @triton.jit
 def store_transposed(base, tile, start, tokens, stride, width, Q: tl.constexpr, W: tl.constexpr):
     """Writes (W, Q) where `load_tile` would read its transpose."""
     rows, columns = tl.arange(0, Q)[None, :], tl.arange(0, W)[:, None]
-    to = base + (start + rows) * stride + columns
+    to = base + start * stride + (rows * stride + columns)
     tl.store(to, tile.to(base.dtype.element_ty), mask=(rows < tokens) & (columns < width))
 
 
@@ -97,7 +114,7 @@ def load_state(base, tile, head, heads, exists, n, p, N: tl.constexpr, P: tl.con
     """One head's state in (k, h, n, p), as (N, P); zeros, and nothing is read, where `exists` is 0."""
     ns, ps = tl.arange(0, N)[:, None], tl.arange(0, P)[None, :]
     place = tl.cast(tile * heads + head, tl.int64) * n * p
-    return tl.load(base + place + ns * p + ps, mask=(ns < n) & (ps < p) & (exists != 0), other=0.0)
+    return tl.load(base + place + (ns * p + ps), mask=(ns < n) & (ps < p) & (exists != 0), other=0.0)
 
 
 @triton.jit
