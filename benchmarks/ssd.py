@@ -1,12 +1,13 @@
 """How long a step of SSD takes on a CPU, as a multiple of what torch.mm needs for a fixed count of operations.
 
-    python benchmarks/ssd.py [--rounds=40]
+    OMP_WAIT_POLICY=passive python benchmarks/ssd.py [--rounds=40]
 
 The count is that of the chunked form with chunks of 32 on such a stream (1.64 GFLOP for 8 heads of 32 and 64 states),
 and stays where it is however few operations the op gets by with. A round times one forward with its backward and one
 torch.mm of 1024 x 1024 matrices, in turn; the ratio is the median of the rounds' ratios. x, B and C are column slices
 of one tensor, as the layer hands them over. Before anything is timed, the result and every gradient are held against
-the recurrence in float64. Writes benchmarks/results/ssd.json.
+the recurrence in float64. Where other processes compute too, two threads that spin while they wait for each other
+take ten times as long as one: hence the wait policy. Writes benchmarks/results/ssd.json.
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ def main() -> None:
         "what": f"SSD, {TOKENS} tokens, float32: forward and backward, as a multiple of torch.mm's time at {WIDE}^3",
         "bar": BAR,
         "bmm": "x".join(map(str, NARROW)),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),
     }
     for sigma in SIGMAS:
         figures[f"sigma {sigma}"] = stream(sigma, rounds)
