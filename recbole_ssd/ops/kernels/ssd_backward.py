@@ -12,8 +12,8 @@ it sends, it would be a small difference of large numbers. What comes through th
 afterwards (`ssd_states`). A product whose left side is a transposed accumulator is wrong on Hopper in Triton 3.4 to
 3.7; so dC is made as (n, i), with E on the right.
 
-Shape letters:    T tokens    q tokens of a tile, i and j among them    h heads    p head size    g groups    n state size
-                  s parts the heads of a group are split into    k tiles
+Shape letters:    T tokens    q tokens of a tile, i and j among them    h heads    p head size    g groups
+                  n state size    s parts the heads of a group are split into    k tiles
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def chunk_states_kernel(
         values = load_tile(right + head * p, start, wanted, right_stride, p, Q, P)
         state = tl.dot(tl.trans(side), (values * weight[:, None]).to(side.dtype), input_precision=PRECISION)
         place = tl.cast(chunk * heads + head, tl.int64) * (n * p)
-        tl.store(states + place + (ns * p + ps), state, mask=(ns < n) & (ps < p) & (goes_on != 0))
+        tl.store(states + place + (ns * p + ps), state, mask=(ns < tl.where(goes_on != 0, n, 0)) & (ps < p))
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def pass_states_kernel(
     for done in range(1, count):
         # Read before this chunk's place is written: the two need not wait for each other.
         following = place + ahead * heads * size
-        upcoming = tl.load(following, mask=inside & (done + 1 < count), other=0.0)
+        upcoming = tl.load(following, mask=columns < tl.where(done + 1 < count, size, 0), other=0.0)
         tl.store(place, state, mask=inside)
         state = tl.load(decays + chunk * heads + head) * state + added
         chunk, place, added = chunk + ahead, following, upcoming

@@ -83,7 +83,9 @@ def until_end(coarse, fine, Q: tl.constexpr):
 def load_tile(base, start, tokens, stride, width, Q: tl.constexpr, W: tl.constexpr):
     """(Q, W) of the stream from token `start` on, zeros beyond `tokens` and `width`."""
     rows, columns = tl.arange(0, Q)[:, None], tl.arange(0, W)[None, :]
-    return tl.load(base + start * stride + (rows * stride + columns), mask=(rows < tokens) & (columns < width), other=0.0)
+    return tl.load(
+        base + start * stride + (rows * stride + columns), mask=(rows < tokens) & (columns < width), other=0.0
+    )
 
 
 @triton.jit
@@ -114,7 +116,8 @@ def load_state(base, tile, head, heads, exists, n, p, N: tl.constexpr, P: tl.con
     """One head's state in (k, h, n, p), as (N, P); zeros, and nothing is read, where `exists` is 0."""
     ns, ps = tl.arange(0, N)[:, None], tl.arange(0, P)[None, :]
     place = tl.cast(tile * heads + head, tl.int64) * n * p
-    return tl.load(base + place + (ns * p + ps), mask=(ns < n) & (ps < p) & (exists != 0), other=0.0)
+    there = (ns < tl.where(exists != 0, n, 0)) & (ps < p)
+    return tl.load(base + place + (ns * p + ps), mask=there, other=0.0)
 
 
 @triton.jit

@@ -163,7 +163,11 @@ def cases(dtype, heads, headdim, state):
     plan = dict.fromkeys(("position", "owner", "table", "chunks", "chains"), "*i32")
     numbers = dict.fromkeys(("T", "width", "inner"), "i32")
     constants = {"STEPS": forward.STEPS, "AHEAD": forward.AHEAD, "BLOCK": 128, "REVERSE": True, **sizes, **blocks}
-    constants |= {"ROW": 2 * heads * headdim + 2 * state + heads, "BLOCK_N": state, "ROWS": min(16, forward.CELLS // state)}
+    constants |= {
+        "ROW": 2 * heads * headdim + 2 * state + heads,
+        "BLOCK_N": state,
+        "ROWS": min(16, forward.CELLS // state),
+    }
     known = token | plan | numbers | constants
     kernels = [
         (forward, "_products", 4),
