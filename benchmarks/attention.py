@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/attention.py [--rounds=5]
 
 A round times one forward and one forward with its backward of each, in turn, on four streams of 8,192 tokens with and
-without dropout; a ratio (ours over theirs) is the median of the rounds' ratios. Theirs pads whole segments to powers of
-two, the layout that `aligned_chunks` gives. Writes benchmarks/results/attention.json.
+without dropout; a ratio (ours over theirs) is the median of the rounds' ratios. Theirs pads whole segments to the widths
+that `aligned_chunks` gives. Writes benchmarks/results/attention.json.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def ours(q: Tensor, k: Tensor, v: Tensor, segments: Segments, dropout_p: float) 
 
 
 def theirs(q: Tensor, k: Tensor, v: Tensor, segments: Segments, dropout_p: float) -> Tensor:
-    """scaled_dot_product_attention on whole segments, padded to powers of two."""
+    """scaled_dot_product_attention on whole segments, padded to a few widths."""
     y = q.new_zeros(len(q) + 1, *q.shape[1:])
     for chunks in aligned_chunks(segments, size=TOKENS, short=TOKENS):
         rows = (chunks.gather(t).transpose(1, 2) for t in (q, k, v))
@@ -114,7 +114,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     figures = {
         "what": f"causal attention, {TOKENS} tokens, {HEADS} heads of {HEAD_SIZE}, float32: ours over theirs",
-        "theirs": "scaled_dot_product_attention, segments in power-of-two buckets",
+        "theirs": "scaled_dot_product_attention, segments in buckets of a few widths",
     }
     for name, lengths in STREAMS.items():
         figures[name] = measure(lengths, 5 * rounds if len(lengths) > 4 else rounds)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .backends import choose
 from .kernels import support
 from .packing import Segments
 from .segment_cumsum import running_sum, segment_cumsum, segment_sum
@@ -51,8 +52,8 @@ def prefix_readout(
         headdim: p.
         ngroups: g.
         cu_seqlens: (S + 1,) borders of the segments, or a `Segments`.
-        backend: `torch` (any device), `triton` (our CUDA kernels, float32 or bfloat16), or `auto`: on a GPU `triton`
-            where it can run, else `torch`.
+        backend: `torch` (any device), `triton` (our kernels, float32 or bfloat16), or `auto`: on a GPU `triton` where
+            it can run, else `torch`.
 
     Returns:
         y, (T, h, p): at every token what the flipped scan gives for the prefix that ends with it, before the gate.
@@ -61,7 +62,7 @@ def prefix_readout(
         ValueError: on an unknown backend.
         RuntimeError: when the backend asked for cannot run on this machine or these tensors.
     """
-    in_triton = _takes_triton(backend, xBC)
+    backend = choose("prefix_readout", backend, xBC, {"triton": lambda: support.refusal(xBC)})
     segments = Segments.of(cu_seqlens)
     inner = A.shape[0] * headdim
     state = (xBC.shape[1] - inner) // 2
@@ -70,22 +71,11 @@ def prefix_readout(
     skip = x_first.unflatten(-1, (-1, headdim)) * D.view(A.shape[0], -1)  # (S, K, h, p)
     a = dt.double() * A.double()
     w = (segment_cumsum(a, segments) - a).exp()  # (T, h)
-    if in_triton:
+    if backend == "triton":
         from .kernels.readout import readout_triton  # late: it imports triton
 
         return readout_triton(xBC, w * dt, C_first, skip, weight, bias, segments)
     return _Readout.apply(xBC, (w * dt).to(xBC.dtype), C_first, skip, weight, bias, segments)
-
-
-def _takes_triton(backend: str, xBC: Tensor) -> bool:
-    if backend not in ("auto", "torch", "triton"):
-        raise ValueError(f"prefix_readout has the backends auto, torch, triton; got '{backend}'")
-    if backend == "torch" or (backend == "auto" and not xBC.is_cuda):
-        return False
-    reason = support.refusal(xBC)
-    if reason is not None and backend == "triton":
-        raise RuntimeError(f"prefix_readout cannot use the backend 'triton': {reason}; 'torch' runs anywhere")
-    return reason is None
 
 
 def _first_item(xBC: Tensor, weight: Tensor, bias: Tensor, segments: Segments) -> Tensor:
