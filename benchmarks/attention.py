@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/attention.py [--rounds=5]
 
 A round times one forward and one forward with its backward of each, in turn, on four streams of 8,192 tokens with and
-without dropout; a ratio (ours over theirs) is the median of the rounds' ratios. Theirs pads whole segments to the widths
-that `aligned_chunks` gives. Writes benchmarks/results/attention.json.
+without dropout; a ratio (ours over theirs) is the median of the rounds' ratios. Theirs pads whole segments to the
+widths that `aligned_chunks` gives. Writes benchmarks/results/attention.json.
 """
 
 from __future__ import annotations
