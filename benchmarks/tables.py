@@ -161,6 +161,20 @@ def preparation_sentence() -> str:
     )
 
 
+def memory_sentence() -> str:
+    """Peak memory against the tokens of a batch, as benchmarks/memory.py measured it."""
+    record = json.loads((RESULTS / "memory.json").read_text(encoding="utf-8"))
+    shown = [row for row in record["rows"] if row["kb_per_token_above_the_first"]]
+    rates = [row["kb_per_token_above_the_first"] for row in shown]
+    return (
+        f"Memory grows with the tokens of a batch alone, by {min(rates):.0f} to {max(rates):.0f} KiB a token "
+        f"from {shown[0]['tokens']:,} to {shown[-1]['tokens']:,} tokens (SSD4Rec, hidden "
+        f"{record['settings']['hidden_size']}, {record['settings']['num_layers']} layer, forward and backward; "
+        f"`{record['command']}`, commit {record['commit']}, data in "
+        "[benchmarks/results/memory.json](benchmarks/results/memory.json))."
+    )
+
+
 def _source(record: dict, rounds: int) -> str:
     """The sentence under a table: what made it, where, and with what."""
     machine, versions = record["machine"], record["versions"]
@@ -180,6 +194,7 @@ PARTS = {
         speed_table,
         anomaly_sentence,
         preparation_sentence,
+        memory_sentence,
         models_table,
         dropout_sentence,
         explanation_sentence,

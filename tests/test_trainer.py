@@ -118,7 +118,7 @@ def test_two_trainers_of_one_second_never_share_a_checkpoint(build, monkeypatch)
     assert first.saved_model_file != second.saved_model_file
 
 
-def test_ranks_count_the_items_that_score_higher(build, monkeypatch):
+def test_ranks_count_the_items_that_score_as_high(build, monkeypatch):
     trainer, (_, _, test) = build()
     scores = torch.randn(60, 41, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with ties
     rows = iter(scores)
@@ -129,7 +129,7 @@ def test_ranks_count_the_items_that_score_higher(build, monkeypatch):
     trainer.evaluate(test, load_best_model=False)
     users, items, ranks = (torch.cat(part) for part in zip(*trainer.ranks, strict=True))
     assert len(users.unique()) == len(ranks) == 60
-    expected = [1 + sum(other > row[item] for other in row[1:]) for row, item in zip(scores, items, strict=True)]
+    expected = [sum(other >= row[item] for other in row[1:]) for row, item in zip(scores, items, strict=True)]
     assert ranks.tolist() == [int(rank) for rank in expected]
 
 

@@ -1,5 +1,6 @@
 """Comparisons whose runs cost nothing: a script that writes results stands where the training is."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,14 @@ from recbole_ssd.comparison.runs import RunFolder, plan_runs
 from tests.comparison import fake_run
 
 FAKE = Path(__file__).parent / "fake_run.py"
+
+
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A test run that a script started with `&` ignores SIGINT, and the processes of these tests would inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 """SSD over a packed stream in Triton: the launches, forward and backward, and their place in autograd.
 
-    short segments    outputs_kernel                                                  1 launch forward
-                      gradients_kernel, a sum over tiles                              2 backward
-    long segments     chunk_states_kernel, pass_states_kernel, outputs_kernel         3 more forward, and the like back
+    forward     outputs_kernel                                   for long segments before it: chunk_states_kernel and
+                                                                 pass_states_kernel, and outputs_kernel a second time
+    backward    gradients_kernel, a sum over tiles               and after it the first two from back to front,
+                                                                 from_entering_kernel and from_leaving_kernel
 
-Inputs in float32 or bfloat16; decays and states are float32 in both. Kept for the backward: the inputs, and the states
-between the chunks of long segments, n / 64 numbers for each of x. Everything else is computed again. No sum depends on
-which program is first, so gradients are the same at every run.
+Inputs in float32 or bfloat16; decays and states are float32 in both. Kept for the backward: the inputs, three numbers
+for each token and head, and the states between the chunks of long segments. Everything else is computed again. No sum
+depends on which program comes first, so gradients are the same at every run.
 
 Dao and Gu, "Transformers are SSMs", ICML 2024, https://arxiv.org/abs/2405.21060, section 6.
 
@@ -25,10 +26,16 @@ from recbole_ssd.ops.packing import Segments
 from .ssd_backward import gradients_kernel
 from .ssd_forward import outputs_kernel
 from .ssd_plan import ROWS, launch_plan
-from .ssd_states import chunk_states_kernel, late_gradients_kernel, pass_states_kernel
+from .ssd_states import chunk_states_kernel, pass_states_kernel
+from .ssd_states_backward import from_entering_kernel, from_leaving_kernel
 
 BUSY = {"forward": 4096, "backward": 1024}  # programs that fill a large GPU several times over
 PASSED = 1024  # numbers of a state that one program hands from chunk to chunk
+# What spills is seen without a GPU (tests/ops/kernels/test_ssd_compiles.py). In float32 no tensor core helps, and half
+# the tile in twice the warps is what fits.
+TILE = {torch.bfloat16: 64, torch.float32: 32}  # tokens of a tile
+WARPS = {torch.bfloat16: 4, torch.float32: 8}  # of a program
+WIDEST = 32  # channels of a head that are in registers at a time
 
 
 def ssd_triton(
@@ -48,13 +55,15 @@ def ssd_triton(
         x: (T, h, p), float32 or bfloat16.  dt: (T, h), float32.  A: (h,), float32.
         B, C: (T, g, n), in the dtype of x.  D: (h,) or (h, p), float32, or None.
         segments: the borders at which the state starts again from zero.
-        chunk_size: tokens of a chunk, taken as the next of 16, 32 and 64; None for 64.
+        chunk_size: tokens of a chunk, rounded up to 16, 32 or 64, which is the most; None for 64 in bfloat16 and 32 in
+            float32.
         precision: of float32 products: `ieee`, or `tf32x3`, which has tensor cores do three tf32 products instead.
 
     Returns:
         y, (T, h, p), in the dtype of x.
     """
-    rows = next((rows for rows in ROWS if rows >= (chunk_size or ROWS[-1])), ROWS[-1])
+    size = chunk_size or TILE[x.dtype]
+    rows = next((rows for rows in ROWS if rows >= size), ROWS[-1])
     return _SSD.apply(x, dt, A, B, C, D, segments, rows, precision)
 
 
@@ -84,10 +93,9 @@ class _Launches:
         self.g, self.n = B.shape[1:]
         self.skip = 0 if D is None else D.numel() // self.h  # numbers of D a head has
         sizes = {"heads": self.h, "heads_per_group": self.h // self.g, "p": self.p, "n": self.n}
-        tiles = {"Q": rows, "P": _padded(self.p), "N": _padded(self.n), "PRECISION": precision}
-        self.states_options = sizes | tiles | launch_options(self.x.dtype)
-        strides = {"x_stride": self.x.stride(0), "B_stride": self.B.stride(0), "C_stride": self.C.stride(0)}
-        self.options = self.states_options | strides | {"SKIP": self.skip}
+        tiles = {"Q": rows, "W": min(_padded(self.p), WIDEST), "N": _padded(self.n), "PRECISION": precision}
+        self.options = sizes | tiles | {"num_warps": WARPS[x.dtype], "num_stages": 1}
+        self.strides = {f"{name}_stride": t.stride(0) for name, t in (("x", self.x), ("B", self.B), ("C", self.C))}
 
     def forward(self) -> tuple[Tensor, ...]:
         """y, and for the backward `steps`, (k, h, 3, q), and of long segments `states`, `decays`; see the kernels."""
@@ -101,7 +109,7 @@ class _Launches:
                     outputs_kernel[programs,](
                         *(self.x, self.dt, self.A, self.B, self.C, self.D, y, steps[where], states),
                         *(plan.tiles[where], plan.begins, here),
-                        **(self.options | {"CHAINED": chained}),
+                        **(self.options | self.strides | {"SKIP": self.skip, "CHAINED": chained}),
                     )
         return y, steps, states, decays
 
@@ -112,23 +120,35 @@ class _Launches:
         partial = self.B.dtype if parts == 1 else torch.float32
         dx, ddt = self.x.new_empty(self.x.shape), torch.empty_like(self.dt)
         dB, dC = (t.new_empty(parts, *t.shape, dtype=partial) for t in (self.B, self.C))
-        shares = (self.dt.new_zeros if chunks else self.dt.new_empty)(len(plan.tiles) + chunks, self.h, 1 + self.skip)
-        inputs = self.x, self.A, self.B, self.C
+        shares = (self.dt.new_zeros if chunks else self.dt.new_empty)(
+            len(plan.tiles) + 2 * chunks, self.h, 1 + self.skip
+        )
         with torch.cuda.device_of(self.x):
             gradients_kernel[len(plan.tiles) * self.h // here,](
-                *(*inputs, self.D, steps, dy, dx, ddt, dB, dC, shares, plan.tiles, plan.begins, len(dx), here),
-                **self.options,
+                *(self.x, self.A, self.B, self.C, self.D, steps, dy, dx, ddt, dB, dC, shares),
+                *(plan.tiles, plan.begins, len(dx), here),
+                **(self.options | self.strides | {"SKIP": self.skip}),
             )
             if chunks:
-                dstates = self._states(self.C, dy, decays, backward=True)
-                late_gradients_kernel[chunks * self.h // here,](
-                    *(*inputs, steps[plan.short :], dy, dx, ddt, dB, dC, shares[len(plan.tiles) :]),
-                    *(states, dstates, plan.chunks, len(dx), here),
-                    **self.options,
-                )
+                late = dx, ddt, dB, dC, shares[len(plan.tiles) :]
+                self._backward_states(dy, steps[plan.short :], states, decays, here, late)
         dB, dC = (t[0] if parts == 1 else t.sum(0).to(self.B.dtype) for t in (dB, dC))
         dA, dD = shares.sum(0).split([1, self.skip], dim=1)
         return dx, ddt, dA[:, 0], dB, dC, None if self.D is None else dD.reshape(self.D.shape)
+
+    def _backward_states(self, dy, steps, states, decays, here, totals) -> None:
+        """Adds what comes through states to the gradients of the chunks' tokens."""
+        dx, ddt, dB, dC, shares = totals
+        dstates, chunks = self._states(self.C, dy, decays, backward=True), self.plan.chunks
+        strides, options = self.strides, self.options | {"SKIP": self.skip}
+        from_entering_kernel[len(chunks) * self.h // here,](
+            *(self.A, self.C, steps, dy, ddt, dC, shares, states, dstates, chunks, len(dx), here),
+            **(options | {"C_stride": strides["C_stride"]}),
+        )
+        from_leaving_kernel[len(chunks) * self.h // here,](
+            *(self.x, self.A, self.B, steps, dx, ddt, dB, shares[len(chunks) :], dstates, chunks, len(dx), here),
+            **(options | {"x_stride": strides["x_stride"], "B_stride": strides["B_stride"]}),
+        )
 
     def _states(self, left: Tensor, right: Tensor, decays: Tensor, backward: bool) -> Tensor:
         """What enters every chunk, or with `backward` the gradient of what leaves it, (k, h, n, p)."""
@@ -137,7 +157,7 @@ class _Launches:
         if chunks:
             chunk_states_kernel[chunks * self.h // here,](
                 *(left, right, self.dt, self.A, states, decays, self.plan.chunks, here),
-                **(self.states_options | {"left_stride": left.stride(0), "right_stride": right.stride(0)}),
+                **(self.options | {"left_stride": left.stride(0), "right_stride": right.stride(0)}),
                 BACKWARD=backward,
             )
             pass_states_kernel[len(self.plan.runs) * self.h, triton.cdiv(size, PASSED)](
@@ -150,11 +170,6 @@ class _Launches:
         heads, tiles = self.h // self.g, len(self.plan.tiles) * self.g
         fitting = (n for n in range(heads, 0, -1) if heads % n == 0 and tiles * heads // n >= BUSY[direction])
         return next(fitting, 1)
-
-
-def launch_options(dtype: torch.dtype) -> dict:
-    """Warps of a program, and stages of its loop: chosen by what spills (tests/ops/kernels/test_ssd_compiles.py)."""
-    return {"num_warps": 4, "num_stages": 1}
 
 
 def _padded(size: int) -> int:

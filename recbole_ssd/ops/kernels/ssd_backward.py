@@ -12,8 +12,8 @@ it sends, it would be a small difference of large numbers. What comes through th
 afterwards (`ssd_states`). A product whose left side is a transposed accumulator is wrong on Hopper in Triton 3.4 to
 3.7; so dC is made as (n, i), with E on the right.
 
-Shape letters:    T tokens    q tokens of a tile, i and j among them    h heads    p head size    g groups
-                  n state size    s parts the heads of a group are split into    k tiles
+Shape letters:    T tokens    q tokens of a tile, i and j among them    h heads    p head size, W channels of it at a
+                  time    g groups    n state size    s parts the heads of a group are split into    k tiles
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def gradients_kernel(
     p: tl.constexpr,
     n: tl.constexpr,
     Q: tl.constexpr,
-    P: tl.constexpr,
+    W: tl.constexpr,
     N: tl.constexpr,
     SKIP: tl.constexpr,  # numbers of D a head has: 0, 1 or p
     PRECISION: tl.constexpr,
@@ -67,20 +67,22 @@ def gradients_kernel(
     for head in range(first, first + heads_here):
         at_step, at_coarse, at_fine = kept(steps, tile, heads, head, Q)
         step, coarse, fine = tl.load(at_step), tl.load(at_coarse), tl.load(at_fine)
-        values = load_tile(x + head * p, start, tokens, x_stride, p, Q, P)
-        dout = load_tile(dy + head * p, start, tokens, heads * p, p, Q, P)
         decays = decay(coarse[:, None], fine[:, None], coarse[None, :], fine[None, :])  # (j, i)
-        mixed = (product * decays).to(dout.dtype)
-        dhead = tl.dot(values, tl.trans(dout), input_precision=PRECISION) * decays
+        mixed = (product * decays).to(b.dtype)
+        place = (tile * heads + head) * (1 + SKIP)
+        dhead = pairs(x, dy, shares + place + 1, start, tokens, head, x_stride, heads, p, Q, W, SKIP, PRECISION)
+        dhead *= decays
         dproduct += dhead * step[:, None]
         flow = dhead * product  # F without dt[j]
-        da = across(flow * step[:, None], dout.dtype == tl.bfloat16, Q)
+        da = across(flow * step[:, None], b.dtype, b.dtype == tl.bfloat16, Q)
+        tl.store(shares + place, tl.sum(da * step, 0))
         dstep = tl.sum(flow, 1) + da * tl.load(A + head)
         tl.store(ddt + start * heads + head + rows * heads, dstep, mask=rows < tokens)
-        store_shares(shares + (tile * heads + head) * (1 + SKIP), tl.sum(da * step, 0), values, dout, p, P, SKIP)
-        dentered = tl.dot(mixed, dout, input_precision=PRECISION)
-        dvalues = dentered * step[:, None] + load_skip(D, head, p, P, SKIP) * dout
-        store_tile(dx + head * p, dvalues, start, tokens, heads * p, p, Q, P)
+        for at in range(0, p, W):
+            dout = load_tile(dy + head * p + at, start, tokens, heads * p, p - at, Q, W)
+            dvalues = tl.dot(mixed, dout, input_precision=PRECISION) * step[:, None]
+            dvalues += load_skip(D, head, at, p, W, SKIP) * dout
+            store_tile(dx + head * p + at, dvalues, start, tokens, heads * p, p - at, Q, W)
     # Read again what the loop had no use for: kept, it would spill.
     tile, start, tokens, first = own_tile(tiles, heads, heads_here)
     b = load_tile(B + group, start, tokens, B_stride, n, Q, N)
@@ -100,24 +102,43 @@ def seen_pairs(begins, start, tokens, Q: tl.constexpr):
 
 
 @triton.jit
-def across(flow, BY_PRODUCT: tl.constexpr, Q: tl.constexpr):
+def across(flow, dtype: tl.constexpr, BY_PRODUCT: tl.constexpr, Q: tl.constexpr):
     """For every k the sum of flow[j, i] over j < k <= i, (q,)."""
     rows = tl.arange(0, Q)
     if BY_PRODUCT:  # with ones, on the tensor cores: fewer instructions than a running sum
-        onward = tl.dot(flow.to(tl.bfloat16), (rows[:, None] >= rows[None, :]).to(tl.bfloat16))  # (j, k)
+        onward = tl.dot(flow.to(dtype), (rows[:, None] >= rows[None, :]).to(dtype))  # (j, k)
     else:
         onward = tl.cumsum(flow, 1, reverse=True)
     return tl.sum(tl.where(rows[:, None] < rows[None, :], onward, 0.0), 0)
 
 
 @triton.jit
-def store_shares(shares, dA, values, dout, p: tl.constexpr, P: tl.constexpr, SKIP: tl.constexpr):
-    """A tile's share of dA, and of dD if there is one."""
-    tl.store(shares, dA)
-    if SKIP > 0:
-        dskip = tl.sum(values.to(tl.float32) * dout, 0)  # (p,)
-        if SKIP == 1:
-            tl.store(shares + 1, tl.sum(dskip, 0))
-        else:
-            columns = tl.arange(0, P)
-            tl.store(shares + 1 + columns, dskip, mask=columns < p)
+def pairs(
+    x,
+    dy,
+    dD,
+    start,
+    tokens,
+    head,
+    x_stride: tl.constexpr,
+    heads: tl.constexpr,
+    p: tl.constexpr,
+    Q: tl.constexpr,
+    W: tl.constexpr,
+    SKIP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """x[j] . dy[i] of one head, (j, i); on its way the tile's share of dD, which is stored."""
+    products, dskip, columns = tl.zeros((Q, Q), dtype=tl.float32), tl.zeros((W,), dtype=tl.float32), tl.arange(0, W)
+    for at in range(0, p, W):
+        values = load_tile(x + head * p + at, start, tokens, x_stride, p - at, Q, W)
+        dout = load_tile(dy + head * p + at, start, tokens, heads * p, p - at, Q, W)
+        products = tl.dot(values, tl.trans(dout), products, input_precision=PRECISION)
+        if SKIP > 0:
+            dskip += tl.sum(values.to(tl.float32) * dout, 0)
+        if SKIP > 1:
+            tl.store(dD + at + columns, dskip, mask=at + columns < p)
+            dskip = tl.zeros((W,), dtype=tl.float32)
+    if SKIP == 1:
+        tl.store(dD, tl.sum(dskip, 0))
+    return products

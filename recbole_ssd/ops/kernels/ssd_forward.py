@@ -6,7 +6,8 @@ S is the state that enters the tile: none, where the tile holds whole segments (
 
 Section 6 of Dao and Gu, ICML 2024, https://arxiv.org/abs/2405.21060.
 
-Shape letters:    T tokens    i, j tokens of a tile    h heads    p head size    g groups    n state size    k chunks
+Shape letters:    T tokens    i, j tokens of a tile    h heads    p head size, W channels of it at a time
+                  g groups    n state size    k tiles
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def outputs_kernel(
     p: tl.constexpr,
     n: tl.constexpr,
     Q: tl.constexpr,
-    P: tl.constexpr,
+    W: tl.constexpr,
     N: tl.constexpr,
     SKIP: tl.constexpr,  # numbers of D a head has: 0, 1 or p
     CHAINED: tl.constexpr,  # the tiles are chunks of long segments
@@ -73,10 +74,12 @@ def outputs_kernel(
         tl.store(for_coarse, coarse)
         tl.store(for_fine, fine)
         mixed = product * decay(coarse[None, :], fine[None, :], coarse[:, None], fine[:, None])
-        values = load_tile(x + head * p, start, tokens, x_stride, p, Q, P)
-        out = tl.dot(mixed.to(values.dtype), (values * step[:, None]).to(values.dtype), input_precision=PRECISION)
-        if CHAINED:
-            state = load_state(states, tile, head, heads, tl.load(tiles + tile * 4 + 2), n, p, N, P)
-            out += tl.exp2(coarse + fine)[:, None] * tl.dot(c, state.to(c.dtype), input_precision=PRECISION)
-        out += load_skip(D, head, p, P, SKIP) * values
-        store_tile(y + head * p, out, start, tokens, heads * p, p, Q, P)
+        mixed = mixed.to(b.dtype)
+        for at in range(0, p, W):
+            values = load_tile(x + head * p + at, start, tokens, x_stride, p - at, Q, W)
+            out = tl.dot(mixed, (values * step[:, None]).to(b.dtype), input_precision=PRECISION)
+            if CHAINED:
+                state = load_state(states, tile, head, heads, tl.load(tiles + tile * 4 + 2), at, n, p, N, W)
+                out += tl.exp2(coarse + fine)[:, None] * tl.dot(c, state.to(c.dtype), input_precision=PRECISION)
+            out += load_skip(D, head, at, p, W, SKIP) * values
+            store_tile(y + head * p + at, out, start, tokens, heads * p, p - at, Q, W)

@@ -112,22 +112,29 @@ def store_transposed(base, tile, start, tokens, stride, width, Q: tl.constexpr, 
 
 
 @triton.jit
-def load_state(base, tile, head, heads, exists, n, p, N: tl.constexpr, P: tl.constexpr):
-    """One head's state in (k, h, n, p), as (N, P); zeros, and nothing is read, where `exists` is 0."""
-    ns, ps = tl.arange(0, N)[:, None], tl.arange(0, P)[None, :]
-    place = tl.cast(tile * heads + head, tl.int64) * n * p
-    there = (ns < tl.where(exists != 0, n, 0)) & (ps < p)
-    return tl.load(base + place + (ns * p + ps), mask=there, other=0.0)
+def load_state(base, tile, head, heads, exists, at, n, p, N: tl.constexpr, W: tl.constexpr):
+    """Channels at ... at + W of a head's state in (k, h, n, p), (N, W); zeros, unread, where `exists` is 0."""
+    ns, ps = tl.arange(0, N)[:, None], at + tl.arange(0, W)[None, :]
+    place = tl.cast(tile * heads + head, tl.int64) * (n * p)
+    return tl.load(base + place + (ns * p + ps), mask=(ns < tl.where(exists != 0, n, 0)) & (ps < p), other=0.0)
 
 
 @triton.jit
-def load_skip(D, head, p, P: tl.constexpr, SKIP: tl.constexpr):
-    """D of one head, (1, P); SKIP numbers of it there are: 0, 1 or p."""
-    columns = tl.arange(0, P)[None, :]
+def store_state(base, state, tile, head, heads, exists, at, n, p, N: tl.constexpr, W: tl.constexpr):
+    """Writes (N, W) where `load_state` reads."""
+    ns, ps = tl.arange(0, N)[:, None], at + tl.arange(0, W)[None, :]
+    place = tl.cast(tile * heads + head, tl.int64) * (n * p)
+    tl.store(base + place + (ns * p + ps), state, mask=(ns < tl.where(exists != 0, n, 0)) & (ps < p))
+
+
+@triton.jit
+def load_skip(D, head, at, p, W: tl.constexpr, SKIP: tl.constexpr):
+    """D of one head's channels at ... at + W, (1, W); SKIP numbers of it there are: 0, 1 or p."""
+    columns = at + tl.arange(0, W)[None, :]
     if SKIP == 0:
-        numbers = tl.zeros((1, P), dtype=tl.float32)
+        numbers = tl.zeros((1, W), dtype=tl.float32)
     elif SKIP == 1:
-        numbers = tl.zeros((1, P), dtype=tl.float32) + tl.load(D + head)
+        numbers = tl.zeros((1, W), dtype=tl.float32) + tl.load(D + head)
     else:
         numbers = tl.load(D + head * p + columns, mask=columns < p, other=0.0)
     return numbers

@@ -3,12 +3,10 @@
 import pytest
 import torch
 
-from recbole_ssd.ops.kernels import ssd as kernels
 from recbole_ssd.ops.kernels import support
 from recbole_ssd.ops.ssd import ssd
 
 from ..streams import borders, error, run, ssd_inputs
-from .compiler import SHARED_LIMIT, usages
 
 LENGTHS = (1, 2, 19, 16, 33, 1, 5)  # with chunks of 16: two segments are cut, tiles hold several of the others
 TOTAL, CHUNK = sum(LENGTHS), 16
@@ -118,33 +116,3 @@ def test_the_backend_refuses_in_a_sentence(monkeypatch):
     monkeypatch.setattr(support, "INTERPRETED", False)
     with pytest.raises(RuntimeError, match="'triton': it needs a CUDA device and the tensors are on 'cpu'"):
         ssd(*(t.float() for t in inputs()), backend="triton")
-
-
-def cases(dtype, p, n):
-    """All kernels as they are launched for d_inner 512 and one group."""
-    heads, size = 512 // p, dict.fromkeys(("x", "B", "C", "y", "dy", "dx", "dB", "dC", "left", "right"), dtype)
-    exact = ("dt", "A", "D", "steps", "states", "dstates", "decays", "shares", "ddt")
-    plan = {"tiles": "*i32", "chunks": "*i32", "runs": "*i32", "begins": "*u8", "total": "i32", "heads_here": "i32"}
-    strides = {"x_stride": 1024, "B_stride": 1024, "C_stride": 1024, "left_stride": 1024, "right_stride": 512}
-    sizes = {"heads": heads, "heads_per_group": heads, "p": p, "n": n, "size": n * p, "Q": 64, "P": p, "N": n}
-    flags = {"WIDE": kernels.PASSED, "SKIP": 1, "CHAINED": True, "BACKWARD": True, "PRECISION": "ieee"}
-    known = size | dict.fromkeys(exact, "*fp32") | plan | strides | sizes | flags
-    launched = [getattr(kernels, name) for name in dir(kernels) if name.endswith("_kernel")]
-    options = kernels.launch_options(torch.bfloat16 if dtype == "*bf16" else torch.float32)
-    return [
-        {
-            "module": kernel.fn.__module__,
-            "kernel": kernel.fn.__name__,
-            "arguments": {name: known[name] for name in kernel.arg_names},
-            **(options if kernel is not kernels.pass_states_kernel else {}),
-        }
-        for kernel in launched
-    ]
-
-
-def test_kernels_compile_and_do_not_spill_at_the_sizes_of_the_paper():
-    compiled = usages(cases("*bf16", 16, 64) + cases("*fp32", 32, 64))
-    assert len({usage.kernel for usage in compiled}) == 5
-    assert all(usage.shared < SHARED_LIMIT[usage.capability] for usage in compiled)
-    papers = [usage for usage in compiled[: len(compiled) // 2] if usage.capability == 90]
-    assert [usage for usage in papers if usage.stack] == []  # wider heads and float32 do spill: benchmarks/NOTES.md
