@@ -25,8 +25,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .readout import AHEAD, STEPS, bounds, heads_here, heads_of, load_filter, pass_on, silu, sizes_of, warps_of
+from .readout_forward import AHEAD, bounds, heads_here, heads_of, load_filter, pass_on, silu, sizes_of, warps_of
 from .spans import Spans
+
+STEPS = 2  # items whose rows are on the way together: with 4, some versions of Triton spill
 
 
 def gradients(xBC, wdt, C_first, weight, bias, products, dy, spans: Spans) -> tuple[Tensor, ...]:
@@ -133,7 +135,9 @@ def _term_gradients(
                 d = dys[j] if j < K - 1 else later + carry
                 dscale = tl.sum(d * silu(sums[j]), 1)
                 dw += dscale * CB[j]
-                tl.store(dproducts + (block * T + s + j) * K + j, tl.sum(dscale * w, 0), own & (s + j < T))
+                tl.store(
+                    dproducts + (tl.cast(block, tl.int64) * T + s + j) * K + j, tl.sum(dscale * w, 0), own & (s + j < T)
+                )
                 levels = levels + (d * (w * CB[j])[:, None],)
             tl.store(dwdt + s * HEADS + head, dw, real_h & own)
             owed = _owed(levels, sums, K)

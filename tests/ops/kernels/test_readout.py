@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from recbole_ssd.ops.kernels import readout as forward
+from recbole_ssd.ops.kernels import readout as kernels
 from recbole_ssd.ops.kernels import readout_backward as backward
+from recbole_ssd.ops.kernels import readout_forward as forward
 from recbole_ssd.ops.kernels import support
 from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.readout import _Readout, prefix_readout
@@ -20,7 +21,7 @@ ROUNDING = 1e-6  # below it both errors are noise
 
 @pytest.fixture(autouse=True)
 def short_chunks(monkeypatch):
-    monkeypatch.setattr(forward, "CHUNK", 8)
+    monkeypatch.setattr(kernels, "CHUNK", 8)
 
 
 def inputs_of(width, groups, lengths=LENGTHS, seed=0):
@@ -39,11 +40,13 @@ def inputs_of(width, groups, lengths=LENGTHS, seed=0):
 
 
 def op(name, cu):
-    sums = {"triton": forward.readout_triton, "torch": _Readout.apply}[name]
+    sums = {"triton": kernels.readout_triton, "torch": _Readout.apply}[name]
     return lambda *inputs: sums(*inputs, Segments(cu))
 
 
-@pytest.mark.parametrize(("width", "groups", "room"), [(1, 2, 64), (2, 1, 64), (3, 2, 8), (4, 1, 64), (4, 2, 64)])
+@pytest.mark.parametrize(
+    ("width", "groups", "room"), [(1, 2, 64), (2, 1, 64), (3, 2, 8), (4, 1, 64), (4, 2, 64), (11, 1, 64)]
+)
 def test_triton_is_as_accurate_as_torch(width, groups, room, monkeypatch):
     monkeypatch.setattr(forward, "CHANNELS", room)  # 8 have place for two heads of a group's three
     cu, inputs = borders(LENGTHS), inputs_of(width, groups)
@@ -162,14 +165,14 @@ def cases(dtype, heads, headdim, state):
     token = dict.fromkeys(("xBC", "y", "dy", "dxBC"), dtype)
     plan = dict.fromkeys(("position", "owner", "table", "chunks", "chains"), "*i32")
     numbers = dict.fromkeys(("T", "width", "inner"), "i32")
-    constants = {"STEPS": forward.STEPS, "AHEAD": forward.AHEAD, "BLOCK": 128, "REVERSE": True, **sizes, **blocks}
+    constants = {"AHEAD": forward.AHEAD, "BLOCK": 128, "REVERSE": True, **sizes, **blocks}
     constants |= {
         "ROW": 2 * heads * headdim + 2 * state + heads,
         "BLOCK_N": state,
         "ROWS": min(16, forward.CELLS // state),
     }
     known = token | plan | numbers | constants
-    kernels = [
+    launched = [
         (forward, "_products", 4),
         (forward, "_sums", over_heads),
         (forward, "_pass_sums", 1),
@@ -182,12 +185,12 @@ def cases(dtype, heads, headdim, state):
             "module": module.__name__,
             "kernel": name,
             "arguments": {
-                argument: (known | {"TOTALS": totals}).get(argument, "*fp32")
+                argument: (known | {"TOTALS": totals, "STEPS": module.STEPS}).get(argument, "*fp32")
                 for argument in getattr(module, name).arg_names
             },
             "num_warps": warps,
         }
-        for module, name, warps in kernels
+        for module, name, warps in launched
         for totals in ([False, True] if "TOTALS" in getattr(module, name).arg_names else [False])
     ]
 
