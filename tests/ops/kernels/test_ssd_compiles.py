@@ -55,8 +55,8 @@ def case(kernel, flags, dtype, p, n):
     }
 
 
-# Bytes of stack. On Hopper in bfloat16 nothing spills; elsewhere a few numbers that the loops seldom need are parked.
-PARKED = {("bfloat16", 90): 0, ("bfloat16", 80): 256, ("float32", 90): 16, ("float32", 80): 16}
+# Bytes of stack, the most of Triton 3.7 to 3.9: a few numbers that the loops seldom need are parked.
+PARKED = {("bfloat16", 90): 16, ("bfloat16", 80): 256, ("float32", 90): 16, ("float32", 80): 24}
 
 
 @pytest.mark.parametrize(("dtype", "p", "n"), SIZES)
