@@ -9,10 +9,13 @@ lint:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-# make experiment NAME=bidirectional [ARGS="--dataset=ml-100k --dry_run"]: a sweep of benchmarks/experiments
+# make experiment NAME=bidirectional [ON=ml-1m] [ARGS="--data_path=FOLDER --seeds=1 --dry_run"]: a sweep of
+# benchmarks/experiments, on data and with the budget of benchmarks/experiments/on; sweeps on the same data share runs
+ON ?= ml-100k
 experiment:
-	$(PYTHON) run_recbole_ssd.py --config_files=benchmarks/experiments/$(NAME).yaml \
-		--output=benchmarks/results/experiments/$(NAME) $(ARGS)
+	$(PYTHON) run_recbole_ssd.py \
+		--config_files="benchmarks/experiments/on/$(ON).yaml benchmarks/experiments/$(NAME).yaml" \
+		--output=benchmarks/results/experiments/$(ON)/$(NAME) --runs=benchmarks/results/experiments/$(ON)/runs $(ARGS)
 
 bench:
 	$(PYTHON) benchmarks/training.py

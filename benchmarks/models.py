@@ -40,7 +40,10 @@ SLOWLY = {"learning_rate": 0.001}
 THEIRS = {"MAX_ITEM_LIST_LENGTH": 50, "train_batch_size": 2048, "train_neg_sample_args": None}  # RecBole's defaults
 MODELS = {
     "MambaRec": ("MambaRec", OURS),
-    "SSD4Rec": ("SSD4Rec", {**OURS, "dropout_prob": 0.2}),  # with .5 at three more places it hardly learns
+    "SSD4Rec": (
+        "SSD4Rec",
+        {**OURS, "num_layers": 2, "dropout_prob": 0.2},
+    ),  # with .5 at three more places it hardly learns
     "Mamba4Rec": ("Mamba4Rec", OURS),
     "MoEMaTrRec": ("MoEMaTrRec", OURS),
     "RecMamba": ("RecMamba", OURS),

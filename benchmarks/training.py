@@ -29,6 +29,7 @@ from recbole_ssd.environment import peak_rss_mb
 from recbole_ssd.ops.ssd import ssd
 
 OURS = {"hidden_size": 64, "num_layers": 2, "expand": 2, "d_state": 64, "headdim": 32, "inner_size": 256}
+OURS |= {"train_batch_size": 4096, "learning_rate": 0.003}
 AS_IT_COMES = ", as it comes"
 BASELINES = {
     f"{model} L=50{suffix}": (model, {"MAX_ITEM_LIST_LENGTH": 50})

@@ -43,25 +43,28 @@ def compare(settings: dict, files: list, defaults: tuple[str, str], command: str
     runs = plan_runs(models, options.seeds)
     check_one_protocol(runs, options.separate_tables)
     folder = Path(options.output or Path("comparison") / runs[0].settings["dataset"])
+    runs_folder = Path(options.runs or folder / "runs")
     searches = plan_searches(options, models, folder)
     for note in notes:
         print(note)
     if options.dry_run:
-        print("\n".join(dry_run_lines(runs, folder, searches)))
+        print("\n".join(dry_run_lines(runs, runs_folder, searches)))
         return 0
     check_folder(folder, "the folder of the comparison")
+    check_folder(runs_folder, "the folder of the runs")
     _claim(folder, runs[0].settings["dataset"])
     try:
-        with folder_lock(folder):
+        with folder_lock(folder), folder_lock(runs_folder):
             found = tune(searches, options)
             if found:
                 for label, best in found.items():
                     models[label].update(best)
                 runs = plan_runs(models, options.seeds)
-            run_all(
-                runs, folder / "runs", Progress(runs, folder / "runs", options.jobs, metric_of(models)), options.jobs
-            )
-            return _report(runs, folder, options, metric_of(models), command, tuning_blocks(searches, models))
+            metric = metric_of(models)
+            run_all(runs, runs_folder, Progress(runs, runs_folder, options.jobs, metric), options.jobs)
+            records = [read_record(runs_folder, run) for run in runs]
+            tuning = tuning_blocks(searches, models)
+            return _report(records, Report(folder, metric, command, tuning, options.export == "latex", options.jobs))
     except KeyboardInterrupt:
         print(f"\nstopped; what is done stays in {folder}: the same command goes on from there", flush=True)
         raise
@@ -74,13 +77,12 @@ def metric_of(models: dict) -> str:
     return str(Config(config_dict=next(iter(models.values())))["valid_metric"]).lower()
 
 
-def _report(runs: list[Run], folder: Path, options: Options, metric: str, command: str, tuning: list) -> int:
-    records = [read_record(folder / "runs", run) for run in runs]
-    report = Report(folder, metric, command, tuning, options.export == "latex", options.jobs)
+def _report(records: list, report: Report) -> int:
     for table in write_report(records, report):
         print(f"\n{table.format('simple')}")
     if not plots.can_plot():
         print(f"\n{plots.MISSING}")
+    folder = report.folder
     print(f"\nreport: {folder / 'report.html'}, {folder / 'report.md'}; each run: {folder / 'results.csv'}")
     return 0 if all(record.state == DONE for record in records) else 1
 
@@ -98,11 +100,11 @@ def _claim(folder: Path, dataset: str) -> None:
 
 
 def dry_run_lines(runs: list[Run], folder: Path, searches: list) -> list[str]:
-    """What the command would do."""
+    """What the command would do, with its runs in `folder`."""
     lines = [f"tune {search}" for search in searches]
     states = []
     for run in runs:
-        states.append(read_record(folder / "runs", run).state)
+        states.append(read_record(folder, run).state)
         own = {key: value for key, value in run.settings.items() if key not in ("model", "dataset", "seed")}
         state = (
             "would run"
@@ -113,7 +115,7 @@ def dry_run_lines(runs: list[Run], folder: Path, searches: list) -> list[str]:
         )
         lines.append(f"{str(run):<28} {state:<28} {run.settings['model']}  {words(own)}".rstrip())
     todo = len(states) - states.count(DONE)
-    lines.append(f"{todo} of {len(runs)} runs to do, in {folder / 'runs'}; nothing was run")
+    lines.append(f"{todo} of {len(runs)} runs to do, in {folder}; nothing was run")
     if searches:
         lines.append("(tuned models run with the settings that their search finds)")
     return lines

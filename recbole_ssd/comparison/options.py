@@ -28,6 +28,7 @@ class Options:
         seeds: runs of each model, with the seeds `seed`, `seed` + 1, ...
         jobs: runs at a time. Seconds and memory are clean with one.
         output: the folder; None: comparison/<dataset>.
+        runs: the folder of the runs; None: `runs` in `output`. Comparisons that name the same one share what is done.
         dry_run: tell what would run, and run nothing.
         export: `latex` writes table.tex beside the report.
         search: a file of what to tune before comparing, YAML or RecBole's .hyper.
@@ -39,6 +40,7 @@ class Options:
     seeds: int = 1
     jobs: int = 1
     output: str | None = None
+    runs: str | None = None
     dry_run: bool = False
     export: str | None = None
     search: str | None = None

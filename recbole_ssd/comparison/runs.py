@@ -52,10 +52,10 @@ class Run:
     def name(self) -> str:
         """Of its folder.
 
-        >>> Run("forward only", 2020, {}, "0123456789", {}).name
-        'forward_only-2020-0123456789'
+        >>> Run("forward only", 2020, {"model": "SSD4Rec"}, "0123456789", {}).name
+        'SSD4Rec-2020-0123456789'
         """
-        return f"{file_name(self.label)}-{self.seed}-{self.identity}"
+        return f"{self.settings['model']}-{self.seed}-{self.identity}"
 
     def __str__(self):
         return f"{self.label}, seed {self.seed}"

@@ -1,7 +1,6 @@
 """Every file of benchmarks/experiments can be run and is what its name says."""
 
 import pytest
-import yaml
 
 from recbole_ssd.comparison.options import read_options
 from recbole_ssd.comparison.runs import check_one_protocol, plan_runs
@@ -9,6 +8,7 @@ from tests.conftest import ROOT
 
 FOLDER = ROOT / "benchmarks" / "experiments"
 FILES = {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
+DATA = {file.stem: file for file in sorted((FOLDER / "on").glob("*.yaml"))}
 SWEPT = {  # the values of a key, in the order of the file's rows
     "bidirectional": ("bidirectional", ["none", "readout", "none", "readout", "flip"]),
     "mask_ratio": ("mask_ratio", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]),
@@ -27,8 +27,9 @@ SWEPT = {  # the values of a key, in the order of the file's rows
 }
 
 
-def planned(file):
-    options, models, notes = read_options({}, [str(file)], "SSD4Rec", "ml-100k")
+def planned(name, data="ml-100k", **line):
+    files = [str(DATA[data]), str(FILES[name])]
+    options, models, notes = read_options(line, files, "SSD4Rec", "tiny")
     assert not notes
     runs = plan_runs(models, options.seeds)  # every model and key is known, every value allowed
     check_one_protocol(runs, options.separate_tables)
@@ -41,7 +42,7 @@ def test_every_file_is_known_here():
 
 @pytest.mark.parametrize("name", FILES)
 def test_an_experiment_yields_the_runs_it_promises(name):
-    options, models, runs = planned(FILES[name])
+    options, models, runs = planned(name)
     key, values = SWEPT[name]
     assert [settings.get(key) for settings in models.values()] == values
     assert options.seeds == 3 and len(runs) == 3 * len(values)
@@ -49,16 +50,27 @@ def test_an_experiment_yields_the_runs_it_promises(name):
     assert FILES[name].read_text().startswith("# ")
 
 
-@pytest.mark.parametrize("name", ["supervision", "packed_or_padded", "models"])
-def test_equal_wall_time_is_a_limit_for_all(name):
-    assert yaml.safe_load(FILES[name].read_text())["max_train_s"] >= 1800
-    assert all("max_train_s" in run.settings for run in planned(FILES[name])[2])
+@pytest.mark.parametrize("data", DATA)
+def test_the_data_and_the_budget_are_the_other_files(data):
+    options, models, runs = planned("losses", data, seeds=1)
+    assert {run.settings["dataset"] for run in runs} == {data}
+    assert len({run.settings["max_train_s"] for run in runs}) == 1
+    assert DATA[data].read_text().startswith("# ")
+
+
+def test_what_an_experiment_says_wins_over_the_data():
+    assert all(run.settings["epochs"] == 2 for run in planned("batch_memory")[2])
+
+
+def test_experiments_on_the_same_data_share_runs():
+    shared = [{run.name for run in planned(name)[2]} for name in ("mask_ratio", "losses", "time_order")]
+    assert len(set.intersection(*shared)) == 3  # SSD4Rec as it comes, three seeds
 
 
 def test_time_orders_have_tables_of_their_own():
-    assert planned(FILES["time_order"])[0].separate_tables is True
+    assert planned("time_order")[0].separate_tables is True
 
 
 def test_make_runs_them():
     text = (ROOT / "Makefile").read_text()
-    assert "--config_files=benchmarks/experiments/$(NAME).yaml" in text
+    assert '--config_files="benchmarks/experiments/on/$(ON).yaml benchmarks/experiments/$(NAME).yaml"' in text
