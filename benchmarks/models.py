@@ -43,7 +43,7 @@ MODELS = {
     "SSD4Rec": (
         "SSD4Rec",
         {**OURS, "num_layers": 2, "dropout_prob": 0.2},
-    ),  # with .5 at three more places it hardly learns
+    ),  # with .5 it hardly learns
     "Mamba4Rec": ("Mamba4Rec", OURS),
     "MoEMaTrRec": ("MoEMaTrRec", OURS),
     "RecMamba": ("RecMamba", OURS),

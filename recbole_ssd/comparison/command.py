@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from recbole_ssd.comparison import plots
-from recbole_ssd.comparison.options import Options, read_options
+from recbole_ssd.comparison.options import read_options
 from recbole_ssd.comparison.progress import Progress
 from recbole_ssd.comparison.records import DONE, PENDING, read_record
 from recbole_ssd.comparison.report import Report, write_report

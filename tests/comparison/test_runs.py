@@ -130,7 +130,7 @@ def test_the_window_of_a_model_is_no_protocol():
 
 def test_settings_shipped_for_a_pair_are_told():
     (run,) = plan_runs(options_of({"model": "SSD4Rec", "epochs": "2"})[1], 1)
-    assert run.shipped == {"train_batch_size": 4096, "learning_rate": 0.003}
+    assert run.shipped == {"num_layers": 1, "train_batch_size": 2048, "learning_rate": 0.003}
 
 
 def test_settings_of_a_run_survive_their_file(tmp_path):
