@@ -20,7 +20,7 @@ WORKED_OUT = (
     "test_neg_sample_args",
 )
 RENAMED = {"neg_sampling": "train_neg_sample_args", "training_neg_sample_num": "train_neg_sample_args"}
-PACKED_ONLY = ("supervision",)
+PACKED_ONLY = ("supervision", "loss_precision", "label_smoothing", "temperature")
 
 ONE_OF = {
     "time_order": ("exact", "recbole"),
@@ -33,6 +33,7 @@ ONE_OF = {
     "scan_backend": ("auto", "torch", "triton", "mamba_ssm", "reference"),
     "amp_dtype": ("bfloat16", "float16"),
     "loss_precision": ("float32", "bfloat16"),
+    "lr_schedule": ("constant", "linear", "cosine"),
 }
 POSITIVE = (
     "epochs",
@@ -42,6 +43,7 @@ POSITIVE = (
     "MAX_ITEM_LIST_LENGTH",
     "learning_rate",
     "max_train_s",
+    "temperature",
     "hidden_size",
     "embedding_size",
     "inner_size",
@@ -61,12 +63,13 @@ NOT_NEGATIVE = (
     "seed",
     "candidate_seed",
     "stopping_step",
+    "warmup_epochs",
     "worker",
     "weight_decay",
     "metric_decimal_place",
     "balance_weight",
 )
-SHARES = ("dropout_prob", "hidden_dropout_prob", "attn_dropout_prob", "mask_ratio")
+SHARES = ("dropout_prob", "hidden_dropout_prob", "attn_dropout_prob", "mask_ratio", "label_smoothing")
 WHOLE = (
     "epochs",
     "train_batch_size",

@@ -80,6 +80,11 @@ def _check_loss(settings: dict, sources: dict, packed: bool) -> None:
         )
     if loss != "CE":
         _check_negatives(negatives)
+    if packed and loss != "CE" and settings["label_smoothing"]:
+        raise ValueError(
+            f"'label_smoothing' spreads the target of loss_type CE over all items, and loss_type is '{loss}': "
+            "set label_smoothing to 0, or choose loss_type CE"
+        )
     if packed and loss != "CE" and negatives.get("dynamic"):
         raise ValueError(
             f"dynamic negatives are scored by RecBole's padded loader, {settings['model']} has packed ones: "
@@ -102,6 +107,12 @@ def _check_training(settings: dict) -> None:
         raise ValueError(
             "'bidirectional: flip' reads the whole segment at every position and would see its targets under "
             "'supervision: all_positions': set supervision to prefixes, or bidirectional to readout"
+        )
+
+    if settings["lr_schedule"] != "constant" and settings["warmup_epochs"] >= settings["epochs"] > 0:
+        raise ValueError(
+            f"'warmup_epochs' ({settings['warmup_epochs']}) leaves none of {settings['epochs']} 'epochs' for the "
+            f"lr_schedule '{settings['lr_schedule']}': lower it, or raise epochs"
         )
 
 

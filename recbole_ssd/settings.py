@@ -23,7 +23,6 @@ RECBOLE_PROPERTIES = Path(recbole.__file__).parent / "properties"
 # Keys that RecBole 1.2.1 reads and names in no list and no YAML of its own, and where it reads them.
 READ_BUT_NOWHERE_LISTED = {
     "encoding": "data/dataset/dataset.py: the text encoding of the atomic files",
-    "enable_amp": "trainer/trainer.py: mixed precision",
     "enable_scaler": "trainer/trainer.py: loss scaling",
     "worker": "data/dataloader: the number of worker processes",
     "shuffle": "data/utils.py: whether the training data are shuffled",

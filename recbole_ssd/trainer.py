@@ -19,12 +19,10 @@ from recbole_ssd.compat import Collector
 from recbole_ssd.data.dataloader import is_packed
 from recbole_ssd.data.prefetch import batches_on
 from recbole_ssd.environment import check_folder
+from recbole_ssd.learning_rate import LearningRate
+from recbole_ssd.optimizer import for_packed
 from recbole_ssd.precision import Precision
 from recbole_ssd.training_loop import train_epoch
-
-# One kernel for all weights: a step of Adam for SSD4Rec on ml-100k takes 0.36 ms on a CPU, torch's default 1.2. Under
-# float16 it is told on the device of gradients that overflowed, the others on the host. Its rounding differs.
-FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
 class _TimeIsUp(Exception):
@@ -61,6 +59,8 @@ class Trainer(RecBoleTrainer):
         self.best_epoch = None
         self.ranks = None
         self.cut = False
+        given = (config[key] for key in ("learning_rate", "lr_schedule", "warmup_epochs", "epochs"))
+        self.learning_rates = LearningRate(*given)
         self._epoch = self._fit_started = self._validates = self._validated_after = None
 
     @cached_property
@@ -117,10 +117,7 @@ class Trainer(RecBoleTrainer):
 
     def _build_optimizer(self, **kwargs):
         built = super()._build_optimizer(**kwargs)
-        if not is_packed(self.config) or type(built) not in FUSED:
-            return built
-        (group,) = built.param_groups
-        return type(built)(group["params"], lr=group["lr"], weight_decay=group["weight_decay"], fused=True)
+        return for_packed(built, self.model) if is_packed(self.config) else built
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         self._check_time(epoch_idx)
@@ -128,11 +125,13 @@ class Trainer(RecBoleTrainer):
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)
         started = self._now()
-        if is_packed(self.config):
-            loss = self._train_packed_epoch(train_data, loss_func, show_progress)
-        else:
-            with self.precision.by_default():
-                loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        with self.learning_rates.moves(self.optimizer, epoch_idx, len(train_data)):
+            if is_packed(self.config):
+                loss = self._train_packed_epoch(train_data, loss_func, show_progress)
+            else:
+                with self.precision.by_default():
+                    loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        self.tensorboard.add_scalar("Train/learning_rate", self.optimizer.param_groups[0]["lr"], epoch_idx)
         self.epoch_s.append(self._now() - started)
         self._log_figures(epoch_idx)
         return loss

@@ -30,10 +30,11 @@ class PackedSequentialRecommender(SequentialRecommender):
     """A next-item recommender whose batch is one packed stream.
 
     A subclass builds `layers`, calls `initialize`, and implements `embed`. A layer is called layer(x, segments, last);
-    see `layers.residual.Residual`. Scores are inner products with the item table that embeds the histories.
+    see `layers.residual.Residual`. Scores are inner products with the item table that embeds the histories, or cosines
+    over `temperature`.
 
-    Reads `hidden_size`, `loss_type` (CE over all items; BPR and BCE with sampled negatives) and `loss_precision` (of
-    CE's matrix products) from the config.
+    Reads `hidden_size`, `loss_type` (CE over all items; BPR and BCE with sampled negatives), `label_smoothing` and
+    `loss_precision` (of CE's matrix products) and `temperature` from the config.
     """
 
     packed = True
@@ -43,7 +44,9 @@ class PackedSequentialRecommender(SequentialRecommender):
         self.loss_type = config.required("loss_type")
         if self.loss_type not in LOSSES:
             raise ValueError(f"loss_type must be one of {', '.join(LOSSES)}, got '{self.loss_type}'")
+        self.label_smoothing = config.required("label_smoothing")
         self.loss_precision = config.required("loss_precision")
+        self.temperature = config["temperature"]
         self.item_embedding = nn.Embedding(self.n_items, config.required("hidden_size"))
 
     def initialize(self, std: float) -> None:
@@ -85,23 +88,30 @@ class PackedSequentialRecommender(SequentialRecommender):
 
     def forward(self, stream: Stream) -> Tensor:
         """The user's state after every history, (S, d)."""
-        return self._full(self.encode(stream, last=True))
+        return self._user(self.encode(stream, last=True))
 
-    def _full(self, hidden: Tensor) -> Tensor:
-        """In the precision of the item table, whatever autocast made of it."""
-        return hidden.to(self.item_embedding.weight.dtype)
+    def _user(self, hidden: Tensor) -> Tensor:
+        """What an item's vector is multiplied by: in the precision of the item table, whatever autocast made of it."""
+        hidden = hidden.to(self.item_embedding.weight.dtype)
+        return hidden if self.temperature is None else F.normalize(hidden, dim=-1) / self.temperature
+
+    def _items(self) -> Tensor:
+        """The vectors of all items that scores are made with, (V, d)."""
+        table = self.item_embedding.weight
+        return table if self.temperature is None else F.normalize(table, dim=-1)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         stream = self.stream(interaction)
         target = interaction[self.POS_ITEM_ID]  # (T,): one after every token, or (S,): one after every segment
         hidden = self.encode(stream, last=len(target) != len(stream.items))
         with torch.autocast(hidden.device.type, enabled=False):
-            return self._loss(self._full(hidden), target, interaction)
+            return self._loss(self._user(hidden), target, interaction)
 
     def _loss(self, hidden: Tensor, target: Tensor, interaction: Interaction) -> Tensor:
-        table = self.item_embedding.weight
+        table = self._items()
         if self.loss_type == "CE":
-            return linear_cross_entropy(hidden, table, target, precision=self.loss_precision)
+            how = {"label_smoothing": self.label_smoothing, "precision": self.loss_precision}
+            return linear_cross_entropy(hidden, table, target, **how)
         negatives = interaction[self.NEG_ITEM_ID].view(len(target), -1)  # (N, k)
         positive = (hidden * F.embedding(target, table)).sum(-1, keepdim=True)  # (N, 1)
         negative = (hidden[:, None] * F.embedding(negatives, table)).sum(-1)  # (N, k)
@@ -112,8 +122,8 @@ class PackedSequentialRecommender(SequentialRecommender):
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of all items for every history, (S, V), float32."""
         with torch.autocast(self.device.type, enabled=False):
-            return self(self.stream(interaction)) @ self.item_embedding.weight.t()
+            return self(self.stream(interaction)) @ self._items().t()
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Score of one item per history, (S,), float32."""
-        return (self(self.stream(interaction)) * self.item_embedding(interaction[self.ITEM_ID])).sum(-1)
+        return (self(self.stream(interaction)) * F.embedding(interaction[self.ITEM_ID], self._items())).sum(-1)

@@ -3,7 +3,10 @@
     loss = mean_i ( logsumexp_v(h[i] . W[v]) - h[i] . W[target[i]] )
 
 Exact, forward and backward. `torch` makes the logits in blocks of a set size; `triton` makes them in registers. Wijmans
-et al., "Cut Your Losses", https://arxiv.org/abs/2411.09009, is the plan of both.
+et al., "Cut Your Losses", https://arxiv.org/abs/2411.09009, is the plan of both. Label smoothing (Szegedy et al.,
+https://arxiv.org/abs/1512.00567, section 7) gives a share s of a target's weight to all items alike, which adds
+
+    s mean_i ( h[i] . W[target[i]] - h[i] . mean_v W[v] )
 
 Shape letters:    N targets    d model size    V items
 """
@@ -11,6 +14,7 @@ Shape letters:    N targets    d model size    V items
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import choose
@@ -28,6 +32,7 @@ def linear_cross_entropy(
     target: Tensor,
     budget_mb: float | None = None,
     *,
+    label_smoothing: float = 0.0,
     precision: str = "float32",
     backend: str = "auto",
 ) -> Tensor:
@@ -39,6 +44,7 @@ def linear_cross_entropy(
         target: (N,), int64, in 0..V-1.
         budget_mb: how many megabytes of logits `torch` may hold at a time; 8 by default, on a GPU 256. Where 64 rows
             of logits are more than that, every logit is computed twice, which costs a third more.
+        label_smoothing: s, in [0, 1).
         precision: `float32`, or `bfloat16` to round the operands of the matrix products, which are still summed in
             float32. Changes nothing on a CPU without bfloat16 products.
         backend: `torch` (any device), `triton` (CUDA, d up to 64, in bfloat16 up to 256) or `auto` (`triton` where it
@@ -57,6 +63,15 @@ def linear_cross_entropy(
     (tensor(2.0794), tensor(2.0794))
     """
     _check(hidden, weight, target, budget_mb, precision)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+    loss = _mean(hidden, weight, target, budget_mb, precision, backend)
+    if label_smoothing:
+        loss = loss + label_smoothing * (hidden * (F.embedding(target, weight) - weight.mean(0))).sum(-1).mean()
+    return loss
+
+
+def _mean(hidden, weight, target, budget_mb, precision, backend) -> Tensor:
     refusals = {"triton": lambda: _triton_refusal(hidden, precision)}
     # On paper the kernels are twice as fast: logits in a GPU's memory cost more than their products.
     backend = choose("linear_cross_entropy", backend, hidden, refusals)

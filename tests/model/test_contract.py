@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from recbole_ssd.model import abstract_recommender
 from recbole_ssd.ops.cross_entropy import linear_cross_entropy
@@ -196,16 +197,51 @@ def test_wrong_settings_get_a_sentence(build, name, settings, sentence):
         model.full_sort_predict(packed(random_histories()))
 
 
-def test_loss_precision_reaches_the_loss(build, monkeypatch):
+def some_targets(histories):
+    return torch.randint(1, N_ITEMS, (sum(map(len, histories)),), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.2}, {"label_smoothing": 0.1}], ids=str)
+def test_the_loss_is_the_cross_entropy_of_the_scores(build, settings):
+    histories = random_histories()
+    model = build("PackedSASRec", supervision="prefixes", **settings)
+    targets = torch.arange(1, 1 + len(histories))
+    with torch.no_grad():
+        scores = model.full_sort_predict(packed(histories))
+        loss = model.calculate_loss(packed(histories, targets))
+        one = model.predict(packed(histories, targets))
+    smoothing = settings.get("label_smoothing", 0.0)
+    torch.testing.assert_close(loss, F.cross_entropy(scores, targets, label_smoothing=smoothing))
+    torch.testing.assert_close(one, scores[torch.arange(len(targets)), targets])
+    if "temperature" in settings:
+        assert scores.abs().max() <= 1 / 0.2 + 1e-5
+
+
+@pytest.mark.parametrize("loss_type", ["BPR", "BCE"])
+def test_sampled_losses_score_by_cosines_too(build, loss_type):
+    histories = random_histories()
+    targets = some_targets(histories)
+    model = build("PackedSASRec", temperature=0.5, loss_type=loss_type, max_position=None)
+    batch = packed(histories, targets, targets.flip(0))
+    with torch.no_grad():
+        before = model.calculate_loss(batch)
+        model.item_embedding.weight[:] *= 3  # what embeds is normed too: no length of a vector matters
+        torch.testing.assert_close(model.calculate_loss(batch), before, rtol=1e-4, atol=1e-5)
+
+
+def test_loss_precision_and_label_smoothing_reach_the_loss(build, monkeypatch):
     asked = []
 
-    def look(*args, precision):
-        asked.append(precision)
-        return linear_cross_entropy(*args, precision=precision)
+    def look(*args, **how):
+        asked.append(how)
+        return linear_cross_entropy(*args, **how)
 
     monkeypatch.setattr(abstract_recommender, "linear_cross_entropy", look)
-    for precision in ("float32", "bfloat16"):
-        histories = random_histories()
-        targets = torch.randint(1, N_ITEMS, (sum(map(len, histories)),))
-        build("PackedSASRec", loss_precision=precision).calculate_loss(packed(histories, targets)).backward()
-    assert asked == ["float32", "bfloat16"]
+    told = [
+        {"label_smoothing": 0.0, "loss_precision": "float32"},
+        {"label_smoothing": 0.1, "loss_precision": "bfloat16"},
+    ]
+    histories = random_histories()
+    for settings in told:
+        build("PackedSASRec", **settings).calculate_loss(packed(histories, some_targets(histories))).backward()
+    assert [(how["label_smoothing"], how["precision"]) for how in asked] == [tuple(how.values()) for how in told]

@@ -36,6 +36,21 @@ def test_equals_torch(rows, targets, items):
         assert error(got, want) < 1e-13
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+def test_label_smoothing_is_torchs(smoothing):
+    inputs, target = inputs_of(scale=0.3)
+    theirs = lambda h, w: F.cross_entropy(h @ w.t(), target, label_smoothing=smoothing)  # noqa: E731
+    for got, want in zip(run(ours(target, label_smoothing=smoothing), inputs, ONE), run(theirs, inputs, ONE)):
+        assert error(got, want) < 1e-13
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_label_smoothing_is_a_share(smoothing):
+    inputs, target = inputs_of()
+    with pytest.raises(ValueError, match=r"label_smoothing must lie in \[0, 1\)"):
+        linear_cross_entropy(*inputs, target, label_smoothing=smoothing)
+
+
 @pytest.mark.parametrize("budget_mb", [ROWS_MB, TILES_MB])
 @pytest.mark.parametrize("scale", [1, 15, 60])  # logits up to 20, 200 and 1,000: float32's exp ends at 88
 def test_float32_is_as_accurate_as_torch(budget_mb, scale):
