@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from recbole_ssd.environment import machine, versions
+from recbole_ssd.environment import commit, machine, versions
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 2020
 
 
-def commit() -> str:
-    """The commit that is measured, marked where the tree differs from it; `unknown` in a copy without its history."""
-    if shutil.which("git") is None:
-        return "unknown"
-    git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True)
-    return (head or "unknown") + ("+changes" if changed.stdout.strip() else "")
-
-
-COMMIT = commit()  # read at the start: a long run may outlast it
+COMMIT = commit() or "unknown"  # in a copy without its history; read at the start: a long run may outlast it
 
 
 def save(

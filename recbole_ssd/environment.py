@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import tempfile
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -58,6 +61,22 @@ def versions() -> dict:
         except PackageNotFoundError:
             found[package] = None
     return found
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the checkout that runs, with `+changes` where its files differ; None for an installed package."""
+    if shutil.which("git") is None:
+        return None
+    if not _git("ls-files", Path(__file__).name):  # a project that has us in its environment has a commit too
+        return None
+    changes = "+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
+    return _git("rev-parse", "--short", "HEAD") + changes
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def machine(device: torch.device) -> dict:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from recbole_ssd.data.negatives import training_counts
-from recbole_ssd.environment import check_folder, machine, peak_rss_mb, versions
+from recbole_ssd.environment import check_folder, commit, machine, peak_rss_mb, versions
 
 # In the dict that run_recbole_ssd gives, not in the result file.
 NOT_IN_FILE = ("best_valid_score", "valid_score_bigger", "train_loss", "checkpoint", "log_file")
@@ -64,6 +64,7 @@ def make_result(config, trainer, train_data, best_valid_result: dict | None, tes
         "n_params": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "protocol": protocol(config),
         "versions": versions(),
+        "commit": commit(),
         "machine": machine(trainer.device),
         "command": shlex.join(sys.argv),
         "config": config.given(),

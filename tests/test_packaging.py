@@ -1,6 +1,7 @@
 """What is installed: one source of metadata, and the YAML files inside the wheel."""
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import recbole_ssd
-from recbole_ssd import compat
+from recbole_ssd import compat, environment
 from recbole_ssd.settings import properties_folder
 from tests.conftest import ROOT
 
@@ -91,3 +92,24 @@ def test_recboles_models_leave_anomaly_detection_off():
         code += "; import torch; print(torch.is_anomaly_enabled())"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert done.stdout.split()[-1] == expected
+
+
+def test_the_commit_is_that_of_our_own_checkout(tmp_path, monkeypatch):
+    """A copy in somebody's project has none, though that project has one."""
+
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e@e", *words], check=True)
+
+    place = tmp_path / "environment.py"
+    place.write_text("a copy")
+    (tmp_path / "mine.py").write_text("mine")
+    git("init", "-q")
+    git("add", "mine.py")
+    git("commit", "-q", "-m", "mine")
+    monkeypatch.setattr(environment, "__file__", str(place))
+    assert environment.commit.__wrapped__() is None
+    git("add", "environment.py")
+    git("commit", "-q", "-m", "ours")
+    assert re.fullmatch("[0-9a-f]{7,}", environment.commit.__wrapped__())
+    place.write_text("changed")
+    assert environment.commit.__wrapped__().endswith("+changes")

@@ -42,6 +42,7 @@ RESULT_KEYS = {
     "split_fingerprint",
     "protocol",
     "versions",
+    "commit",
     "machine",
     "command",
     "config",

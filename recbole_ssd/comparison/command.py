@@ -1,7 +1,7 @@
 """One command: plan, search, run, report.
 
 comparison/ml-100k/
-  report.md  report.html  results.csv  groups.csv  *.png  table.tex
+  report.md  report.html  summary.json  results.csv  groups.csv  *.png  table.tex
   runs/SSD4Rec-2020-1a2b3c4d5e/    result.json  result.ranks.csv  settings.yaml  run.log  saved/
   search/SSD4Rec-6f7a8b9c0d/       journal.log  runs/
 """

@@ -1,7 +1,8 @@
-"""The report of a comparison: report.md, report.html, results.csv, groups.csv, PNGs, and table.tex where asked for."""
+"""The report of a comparison: report.md, report.html, summary.json, two CSVs, PNGs, and table.tex where asked for."""
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from recbole_ssd.comparison import plots
+from recbole_ssd.comparison.digest import digest
 from recbole_ssd.comparison.document import Code, Heading, Picture, Table, Text, to_html, to_latex, to_markdown
 from recbole_ssd.comparison.records import DONE, Record, check_one_split
 from recbole_ssd.comparison.runs import by_protocol
@@ -71,6 +73,8 @@ def write_report(records: list[Record], report: Report) -> list[Table]:
     blocks += [Heading("Settings"), settings_table([model for models in parts for model in models])]
     blocks += [Heading("To repeat it"), Code(report.command), Text(_machine(records, report.jobs))]
     _write(blocks, shown, grouped, records, report)
+    numbers = digest(parts, report.metric, report.command)
+    _replace(report.folder / "summary.json", json.dumps(numbers) + "\n")
     return shown
 
 
@@ -149,9 +153,10 @@ def _machine(records: list[Record], jobs: int) -> str:
     places = dict.fromkeys(
         f"{r['machine']['gpu'] or r['machine']['cpu']}, {r['machine']['threads']} thread(s) a run, "
         + ", ".join(f"{name} {r['versions'][name]}" for name in packages)
+        + (f", commit {r['commit']}" if r.get("commit") else "")
         for r in done
     )
     if len(places) > 1:
-        return f"Measured on {len(places)} machines, whose seconds do not compare: {'; '.join(places)}."
+        return f"Measured on {len(places)} machines or versions, whose seconds do not compare: {'; '.join(places)}."
     shared = f" Up to {jobs} runs at a time shared it: alone they take fewer seconds." if jobs > 1 else ""
     return f"Measured on {next(iter(places), 'no machine yet')}.{shared}"

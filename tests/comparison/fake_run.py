@@ -53,6 +53,7 @@ def result_of(settings: dict, ranks: np.ndarray) -> dict:
             "history": "kept",
         },
         "versions": {"torch": "2", "recbole": "1.2.1", "recbole_ssd": "0"},
+        "commit": "1234567",
         "machine": {"cpu": "a processor", "cores": 2, "threads": 1, "gpu": None},
         "config": settings,
     }
