@@ -20,7 +20,7 @@ WORKED_OUT = (
     "test_neg_sample_args",
 )
 RENAMED = {"neg_sampling": "train_neg_sample_args", "training_neg_sample_num": "train_neg_sample_args"}
-PACKED_ONLY = ("supervision", "loss_precision", "label_smoothing", "temperature")
+PACKED_ONLY = ("supervision", "loss_precision", "label_smoothing", "cosine_temperature")
 
 ONE_OF = {
     "time_order": ("exact", "recbole"),
@@ -43,7 +43,7 @@ POSITIVE = (
     "MAX_ITEM_LIST_LENGTH",
     "learning_rate",
     "max_train_s",
-    "temperature",
+    "cosine_temperature",
     "hidden_size",
     "embedding_size",
     "inner_size",

@@ -161,6 +161,12 @@ def _check_evaluation(settings: dict) -> None:
             f"'mode' of 'eval_args' should be full, uniN or popN (such as uni100), or a dict of them such as "
             f"{{'valid': 'uni100', 'test': 'full'}}; it is {mode!r}"
         )
+    tested = mode.get("test", "full") if isinstance(mode, dict) else mode
+    if settings["both_protocols"] and tested != "full":
+        raise ValueError(
+            f"'both_protocols' is for full ranking, and 'mode' of 'eval_args' tests among candidates ({tested}): set "
+            "one of the two"
+        )
     if isinstance(mode, dict) and not set(mode) <= {"valid", "test"}:
         raise ValueError(f"'mode' of 'eval_args' takes the keys valid and test, it has {', '.join(mode)}")
 

@@ -81,9 +81,15 @@ def _run(config: Config, saved: bool, verbose: bool) -> dict:
         raise
     trainer.ranks = [] if config["save_ranks"] else None
     test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=show_progress)
+    ranks, trainer.ranks = trainer.ranks, None
+    other_result = None
+    if config["both_protocols"]:
+        with test_data.other_history():
+            other_result = trainer.evaluate(test_data, load_best_model=False, show_progress=show_progress)
     trainer.tensorboard.close()
 
     more = {
+        "test_result_other_history": other_result and {name: float(value) for name, value in other_result.items()},
         "split_fingerprint": split_fingerprint(valid_data, test_data),
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -92,16 +98,16 @@ def _run(config: Config, saved: bool, verbose: bool) -> dict:
         "log_file": log_file(),
     }
     result = make_result(config, trainer, train_data, best_valid_result, test_result, **more)
-    _report(result, trainer, train_data, test_data)
+    _report(result, config, ranks, train_data, test_data)
     return result
 
 
-def _report(result: dict, trainer, train_data, test_data) -> None:
+def _report(result: dict, config: Config, ranks: list | None, train_data, test_data) -> None:
     """Logs the result and writes the files that were asked for."""
-    config, logger = trainer.config, getLogger()
+    logger = getLogger()
     logger.info("result\n" + describe(result))
     if config["save_ranks"]:  # before the result: whoever finds that finds its ranks too
-        logger.info(f"ranks written to {write_ranks(trainer.ranks, train_data, test_data, config)}")
+        logger.info(f"ranks written to {write_ranks(ranks, train_data, test_data, config)}")
     if config["result_file"]:
         write_result(result, config["result_file"])
         logger.info(f"result written to {config['result_file']}")

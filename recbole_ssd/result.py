@@ -159,12 +159,18 @@ def describe(result: dict) -> str:
         "measured": f"{letter}{kept['split']}, {mode} ranking, history {kept['history']}",
         "validation": f"{_line(result['best_valid_result'])}  (best epoch {result['best_epoch']})",
         "test": _line(result["test_result"]),
+        **_other_history(result, kept),
         "epoch seconds": seconds,
         "total seconds": f"{result['train_s'] + result['eval_s']:.1f} (training {result['train_s']:.1f}{cut})",
         "peak memory": ", ".join(peak),
         "checkpoint": result.get("checkpoint") or "not saved",
     }
     return "\n".join(f"  {name:<15}{text}" for name, text in lines.items())
+
+
+def _other_history(result: dict, kept: dict) -> dict:
+    other = result.get("test_result_other_history")
+    return {"test, kept" if kept["history"] == "excluded" else "test, excluded": _line(other)} if other else {}
 
 
 def _line(metrics: dict | None) -> str:

@@ -89,10 +89,14 @@ REFUSED = [
     ({"enable_scaler": True, "enable_amp": True}, "and this run trains in bfloat16: take enable_scaler away"),
     ({"max_train_s": 0}, "'max_train_s' (config_dict) should be greater than 0, it is 0"),
     ({"max_train_s": "long"}, "'max_train_s' (config_dict) should be a number, it is 'long'"),
+    (
+        {"both_protocols": True, "eval_args": {"mode": {"valid": "full", "test": "uni100"}}},
+        "'both_protocols' is for full ranking, and 'mode' of 'eval_args' tests among candidates (uni100)",
+    ),
     ({"lr_schedule": "step"}, "'lr_schedule' (config_dict) should be one of constant, linear, cosine, it is 'step'"),
     ({"warmup_epochs": -1}, "'warmup_epochs' (config_dict) should be 0 or greater, it is -1"),
     ({"lr_schedule": "linear", "warmup_epochs": 5, "epochs": 5}, "'warmup_epochs' (5) leaves none of 5 'epochs'"),
-    ({"temperature": 0}, "'temperature' (config_dict) should be greater than 0, it is 0"),
+    ({"cosine_temperature": 0}, "'cosine_temperature' (config_dict) should be greater than 0, it is 0"),
     ({"label_smoothing": 1}, "'label_smoothing' (config_dict) should be at least 0 and below 1, it is 1"),
     ({**OURS, "label_smoothing": 0.1, "loss_type": "BPR"}, "'label_smoothing' spreads the target of loss_type CE"),
     ({"save_ranks": True}, "'result_file', which is not set"),
@@ -127,7 +131,7 @@ REFUSED = [
         {**BUILTIN, **HALF, "clip_grad_norm": {"max_norm": 1}},
         {**OURS, "amp_dtype": "bfloat16"},  # the default, as a checkpoint's settings have it
         {**OURS, "max_train_s": 1.5},
-        {**OURS, "temperature": 1, "label_smoothing": 0.1, "lr_schedule": "cosine", "warmup_epochs": 0.5},
+        {**OURS, "cosine_temperature": 1, "label_smoothing": 0.1, "lr_schedule": "cosine", "warmup_epochs": 0.5},
     ],
     ids=str,
 )

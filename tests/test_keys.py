@@ -10,7 +10,7 @@ from recbole_ssd.layers.mixture import GATES
 from recbole_ssd.model.mambarec import BLOCKS
 from recbole_ssd.model.mixer import SSMS
 from recbole_ssd.model_lookup import own_models
-from recbole_ssd.settings import listed_keys, properties_folder
+from recbole_ssd.settings import RECBOLE_PROPERTIES, listed_keys, properties_folder, read_yaml
 
 CHOICES = {"ssm": SSMS, "block": BLOCKS, "gate": GATES}
 
@@ -60,3 +60,10 @@ def test_tuned_files_set_known_keys_of_their_model():
         model = file.stem.partition("-")[0]
         of_model = set(yaml.safe_load((properties_folder() / "model" / f"{model}.yaml").read_text()))
         assert set(yaml.safe_load(file.read_text())) <= of_model | listed_keys(), file
+
+
+def test_no_key_of_every_run_is_a_key_of_one_of_recboles_models():
+    """Ours are read after RecBole's files: a model of theirs would find our value under its own key."""
+    ours = set(yaml.safe_load((properties_folder() / "overall.yaml").read_text()))
+    theirs = {key for file in (RECBOLE_PROPERTIES / "model").glob("*.yaml") for key in read_yaml(file)}
+    assert not ours & theirs

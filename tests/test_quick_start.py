@@ -20,7 +20,7 @@ from recbole_ssd import (
 )
 from recbole_ssd.logger import log_file
 from recbole_ssd.model_lookup import builtin_models, own_models
-from recbole_ssd.result import protocol
+from recbole_ssd.result import describe, protocol
 
 RESULT_KEYS = {
     "model",
@@ -39,6 +39,7 @@ RESULT_KEYS = {
     "peak_rss_mb",
     "peak_gpu_mb",
     "n_params",
+    "test_result_other_history",
     "split_fingerprint",
     "protocol",
     "versions",
@@ -47,6 +48,19 @@ RESULT_KEYS = {
     "command",
     "config",
 }
+
+
+@pytest.mark.parametrize("model", ["GRU4Rec", "SSD4Rec"])
+def test_both_protocols_are_tested_by_one_run(run_folder, tiny, model):
+    kept, excluded = (
+        run_recbole_ssd(model, config_dict={**tiny, "epochs": 1, "both_protocols": True, "exclude_history": value})
+        for value in (False, True)
+    )
+    assert kept["test_result"] != excluded["test_result"]
+    assert kept["test_result_other_history"] == excluded["test_result"]
+    assert excluded["test_result_other_history"] == kept["test_result"]
+    assert "  test, excluded hit@10" in describe(kept) and "  test, kept     hit@10" in describe(excluded)
+    assert run_recbole_ssd(model, config_dict={**tiny, "epochs": 1})["test_result_other_history"] is None
 
 
 @pytest.mark.parametrize("model", ["GRU4Rec", "SSD4Rec"])

@@ -54,6 +54,7 @@ def _model(model: Model, metrics: list[str], metric: str) -> dict:
         return row
     row |= {"cut": sum(record.cut for record in model.done)}
     row |= {"test": {name: model.test(name) for name in metrics}, "valid": model.valid(metric)}
+    row["test_other_history"] = model.test_other_history(metric)
     found = model.difference
     row["difference"] = found and {
         "mean": found.mean,

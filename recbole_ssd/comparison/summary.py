@@ -47,6 +47,11 @@ class Model:
     def test(self, metric: str) -> list[float]:
         return [record.test(metric) for record in self.done]
 
+    def test_other_history(self, metric: str) -> list[float]:
+        """The same under the other treatment of the history, of the runs that tested both (`both_protocols`)."""
+        results = [record.result.get("test_result_other_history") for record in self.done]
+        return [result[metric] for result in results if result]
+
     def valid(self, metric: str) -> list[float]:
         return [r.result["best_valid_result"][metric] for r in self.done if r.result["best_valid_result"]]
 

@@ -14,14 +14,23 @@ def accuracy_table(models: list[Model], metric: str) -> Table:
     metrics = shown_metrics(models, metric)
     first = models[0].label
     header = ["model", "seeds", *(f"test {name}" for name in metrics), f"valid {metric}"]
-    header += [f"{metric} - {first}", "95 % interval", "p (Holm)"]
+    others = [model.test_other_history(metric) for model in models]
+    other = [f"test {metric}, history {_other(models)}"] if any(others) else []
+    header += [*other, f"{metric} - {first}", "95 % interval", "p (Holm)"]
     rows = []
-    for model in models:
+    for model, values in zip(models, others, strict=True):
         cells = [model.name, seeds_done(model), *(mean_sd(model.test(name)) for name in metrics)]
-        rows.append([*cells, mean_sd(model.valid(metric)), *_difference(model, models[0], metric)])
+        cells += [mean_sd(model.valid(metric)), *([mean_sd(values)] if other else [])]
+        rows.append([*cells, *_difference(model, models[0], metric)])
     if len(models) == 1:
         return Table(header[:-3], [row[:-3] for row in rows])
     return Table(header, rows)
+
+
+def _other(models: list[Model]) -> str:
+    """What `both_protocols` did with the history: not what the protocol of these models does."""
+    kept = next(model.done[0] for model in models if model.done).result["protocol"]["history"] == "kept"
+    return "excluded" if kept else "kept"
 
 
 def _difference(model: Model, first: Model, metric: str) -> list[str]:

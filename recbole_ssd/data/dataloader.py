@@ -6,6 +6,8 @@ same batches. `loader.dataset` is the RecBole data set, as AbstractDataLoader ha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging import getLogger
 
 import numpy as np
@@ -155,6 +157,19 @@ class SequentialEvalDataLoader(_PlannedLoader, FullSortEvalDataLoader):
             EvalBatches(dataset, rule, _field_names(config), plan, packed, self.transform),
             False,
         )
+        self._log_long(lengths, cap, phase)
+
+    @contextmanager
+    def other_history(self) -> Iterator[None]:
+        """Excludes the history while it lasts, or keeps it where the config excludes it. For full ranking."""
+        rule = self.batches.rule
+        rule.exclude_history = not rule.exclude_history
+        try:
+            yield
+        finally:
+            rule.exclude_history = not rule.exclude_history
+
+    def _log_long(self, lengths, cap, phase):
         if (lengths > cap).any():
             self.logger.info(
                 f"{int((lengths > cap).sum())} {phase} histories are longer than max_batch_tokens ({cap}) "

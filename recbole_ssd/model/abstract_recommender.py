@@ -31,10 +31,10 @@ class PackedSequentialRecommender(SequentialRecommender):
 
     A subclass builds `layers`, calls `initialize`, and implements `embed`. A layer is called layer(x, segments, last);
     see `layers.residual.Residual`. Scores are inner products with the item table that embeds the histories, or cosines
-    over `temperature`.
+    over `cosine_temperature`.
 
     Reads `hidden_size`, `loss_type` (CE over all items; BPR and BCE with sampled negatives), `label_smoothing` and
-    `loss_precision` (of CE's matrix products) and `temperature` from the config.
+    `loss_precision` (of CE's matrix products) and `cosine_temperature` from the config.
     """
 
     packed = True
@@ -46,7 +46,7 @@ class PackedSequentialRecommender(SequentialRecommender):
             raise ValueError(f"loss_type must be one of {', '.join(LOSSES)}, got '{self.loss_type}'")
         self.label_smoothing = config.required("label_smoothing")
         self.loss_precision = config.required("loss_precision")
-        self.temperature = config["temperature"]
+        self.cosine_temperature = config["cosine_temperature"]
         self.item_embedding = nn.Embedding(self.n_items, config.required("hidden_size"))
 
     def initialize(self, std: float) -> None:
@@ -93,12 +93,12 @@ class PackedSequentialRecommender(SequentialRecommender):
     def _user(self, hidden: Tensor) -> Tensor:
         """What an item's vector is multiplied by: in the precision of the item table, whatever autocast made of it."""
         hidden = hidden.to(self.item_embedding.weight.dtype)
-        return hidden if self.temperature is None else F.normalize(hidden, dim=-1) / self.temperature
+        return hidden if self.cosine_temperature is None else F.normalize(hidden, dim=-1) / self.cosine_temperature
 
     def _items(self) -> Tensor:
         """The vectors of all items that scores are made with, (V, d)."""
         table = self.item_embedding.weight
-        return table if self.temperature is None else F.normalize(table, dim=-1)
+        return table if self.cosine_temperature is None else F.normalize(table, dim=-1)
 
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         stream = self.stream(interaction)

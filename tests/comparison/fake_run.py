@@ -34,6 +34,7 @@ def result_of(settings: dict, ranks: np.ndarray) -> dict:
         "seed": settings["seed"],
         "best_valid_result": {"hit@10": hit, "ndcg@10": ndcg},
         "test_result": metrics,
+        "test_result_other_history": None,
         "best_epoch": 2,
         "valid_by_epoch": curve,
         "epoch_s": [seconds] * 3,

@@ -116,6 +116,16 @@ def test_summary_json_holds_the_numbers_of_the_tables(records, report, tmp_path)
         assert row["epoch_s"] == pytest.approx(model.done[0].result["epoch_s"][0])
 
 
+def test_the_other_protocol_has_a_column_where_it_was_tested(records, report, tmp_path):
+    other = {"test_result_other_history": {"ndcg@10": 0.4321, "hit@10": 0.5}}
+    write_report(records(MODELS, GRU4Rec=other), report)
+    accuracy = {row[0]: row for row in tables_of((tmp_path / "report.html").read_text())[0]}
+    place = accuracy["model"].index("test ndcg@10, history excluded")
+    assert [accuracy[label][place] for label in ("SSD4Rec", "GRU4Rec")] == ["", "0.4321 ± 0.0000"]
+    (table,) = json.loads((tmp_path / "summary.json").read_text())["tables"]
+    assert [row["test_other_history"] for row in table["models"]] == [[], [0.4321, 0.4321], []]
+
+
 def test_users_split_protocol_and_seeds_are_told(records, report, tmp_path):
     write_report(records(MODELS), report)
     text = (tmp_path / "report.md").read_text()

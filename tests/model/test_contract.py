@@ -201,7 +201,7 @@ def some_targets(histories):
     return torch.randint(1, N_ITEMS, (sum(map(len, histories)),), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.2}, {"label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"cosine_temperature": 0.2}, {"label_smoothing": 0.1}], ids=str)
 def test_the_loss_is_the_cross_entropy_of_the_scores(build, settings):
     histories = random_histories()
     model = build("PackedSASRec", supervision="prefixes", **settings)
@@ -213,7 +213,7 @@ def test_the_loss_is_the_cross_entropy_of_the_scores(build, settings):
     smoothing = settings.get("label_smoothing", 0.0)
     torch.testing.assert_close(loss, F.cross_entropy(scores, targets, label_smoothing=smoothing))
     torch.testing.assert_close(one, scores[torch.arange(len(targets)), targets])
-    if "temperature" in settings:
+    if "cosine_temperature" in settings:
         assert scores.abs().max() <= 1 / 0.2 + 1e-5
 
 
@@ -221,7 +221,7 @@ def test_the_loss_is_the_cross_entropy_of_the_scores(build, settings):
 def test_sampled_losses_score_by_cosines_too(build, loss_type):
     histories = random_histories()
     targets = some_targets(histories)
-    model = build("PackedSASRec", temperature=0.5, loss_type=loss_type, max_position=None)
+    model = build("PackedSASRec", cosine_temperature=0.5, loss_type=loss_type, max_position=None)
     batch = packed(histories, targets, targets.flip(0))
     with torch.no_grad():
         before = model.calculate_loss(batch)

@@ -1,0 +1,202 @@
+"""RESULTS.md, made from the summaries of experiments: python benchmarks/results_page.py writes it.
+
+Every number in it comes from a benchmarks/results/experiments/DATA/NAME/summary.json, as `make experiment` left
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from statistics import fmean
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ROOT / "benchmarks" / "experiments"
+PAGE = ROOT / "RESULTS.md"
+ORDER = ("models", "bidirectional", "supervision", "history_length", "mask_ratio", "losses", "depth_and_width", "gate")
+SHARE = 0.99  # of the best validation of a model, for the time to quality
+INTRODUCTION = """# Results
+Every number here is made from the data files beside the reports that are linked (`python benchmarks/results_page.py`),
+and every table from the command under it. Test figures are those of the epoch with the best validation; ± is the
+standard deviation over seeds; an interval is that of the difference from the first row, from a paired bootstrap over
+users and seeds, and p is corrected after Holm. (cut): a time limit ended the training. Seconds are those of the machine
+that is named, and compare inside a table."""
+
+
+def page(folder: Path = ROOT / "benchmarks" / "results" / "experiments") -> str:
+    """The whole page."""
+    by_data = {}
+    for file in sorted(folder.glob("*/*/summary.json"), key=_place):
+        by_data.setdefault(file.parent.parent.name, []).append((file, json.loads(file.read_text(encoding="utf-8"))))
+    parts = [INTRODUCTION]
+    if by_data:
+        parts.append(overview(by_data))
+    for data, summaries in by_data.items():
+        parts.append(f"## {data}\n{_measured(summaries)}")
+        parts += [experiment(file, summary, folder) for file, summary in summaries]
+    return "\n\n".join(parts) + "\n"
+
+
+def _place(file: Path) -> tuple:
+    name = file.parent.name
+    return file.parent.parent.name, ORDER.index(name) if name in ORDER else len(ORDER), name
+
+
+def overview(by_data: dict) -> str:
+    """One line for each experiment: what was best, what the first row was, what trains fastest."""
+    header = ("on", "experiment", "best on test", "the first row", "difference", "fewest seconds an epoch")
+    lines = ["## In one screen", "", "| " + " | ".join(header) + " |", "|---|---|---|---|---:|---|"]
+    for data, summaries in by_data.items():
+        for file, summary in summaries:
+            link, metric = f"[{file.parent.name}](#{_anchor(data, file.parent.name)})", summary["metric"]
+            for done in filter(None, map(_done, summary["tables"])):
+                best = max(done, key=lambda row: fmean(row["test"][metric]))
+                fast = min(done, key=lambda row: row["epoch_s"])
+                cells = [f"{_label(row)} {_mean_sd(row['test'][metric])}" for row in (best, done[0])]
+                cells += [_difference(best, done[0], metric), f"{_label(fast)} {fast['epoch_s']:.2f}"]
+                lines.append("| " + " | ".join([data, link, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def experiment(file: Path, summary: dict, folder: Path) -> str:
+    """Question, table, sentences and picture of one experiment."""
+    name, data, metric = file.parent.name, file.parent.parent.name, summary["metric"]
+    lines = [f'<a id="{_anchor(data, name)}"></a>\n### {name.replace("_", " ")} on {data}', _question(name)]
+    for table in summary["tables"]:
+        if _done(table):
+            lines += [_table(table, metric), sentences(table, metric)]
+    place = Path("benchmarks") / "results" / "experiments" / file.parent.relative_to(folder)
+    pictures = sorted(file.parent.glob("*curves.png"))
+    lines += [f"![validation over seconds]({place / picture.name})" for picture in pictures]
+    lines.append(f"[The report]({place / 'report.md'}), made by `make experiment NAME={name} ON={data}`.")
+    return "\n\n".join(lines)
+
+
+def sentences(table: dict, metric: str) -> str:
+    """What a table says of accuracy and of cost, in two sentences made from its numbers."""
+    done = _done(table)
+    fast, slow = (pick(done, key=lambda row: row["epoch_s"]) for pick in (min, max))
+    cost = (
+        f"An epoch takes {fast['epoch_s']:.2f} s with {_label(fast)} and {slow['epoch_s']:.2f} s with {_label(slow)}, "
+        f"{slow['epoch_s'] / fast['epoch_s']:.1f} times as long."
+    )
+    compared = [row for row in done[1:] if row["difference"]]
+    if not compared:
+        return f"One seed tells no difference from chance. {cost}" if done[1:] else cost
+    kinds = {
+        ("beats", "beat"): [row for row in compared if row["difference"]["low"] > 0],
+        ("stays behind", "stay behind"): [row for row in compared if row["difference"]["high"] < 0],
+        ("cannot be told from",) * 2: [row for row in compared if _open(row)],
+    }
+    said = [f"{_names(rows)} {verbs[len(rows) > 1]} {_label(done[0])}" for verbs, rows in kinds.items() if rows]
+    return f"In test {metric}, {'; '.join(said)}. {cost}"
+
+
+def _open(row: dict) -> bool:
+    return row["difference"]["low"] <= 0 <= row["difference"]["high"]
+
+
+def _names(rows: list[dict]) -> str:
+    *others, last = map(_label, rows)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def time_to_quality(table: dict, baseline: str, metric: str) -> dict[str, float | None]:
+    """Seconds until each model's validation first reaches 99 % of the baseline's best, means over seeds.
+
+    None where a seed never does.
+    """
+    rows = {row["label"]: row for row in _done(table)}
+    goal = SHARE * fmean(rows[baseline]["valid"])
+    found = {}
+    for label, row in rows.items():
+        reached = [next((s for s, value in curve if value >= goal), None) for curve in row["curves"]]
+        found[label] = None if None in reached else fmean(reached)
+    return found
+
+
+def _table(table: dict, metric: str) -> str:
+    done, others = _done(table), [row for row in table["models"] if not row.get("test")]
+    metrics = sorted(done[0]["test"], key=lambda name: name != metric)
+    names = [f"test {name}" for name in metrics]
+    both = any(row.get("test_other_history") for row in done)
+    names += [f"test {metric}, history {_other(table)}"] if both else []
+    header = ["", "seeds", *names, f"valid {metric}", "difference", "95 %", "p", "epoch s", "s to best", "peak MB"]
+    quality = time_to_quality(table, "SASRec", metric) if "SASRec" in [row["label"] for row in done] else None
+    if quality:
+        header.append("s to 99 % of SASRec")
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    for row in done:
+        found = row["difference"]
+        cells = [_label(row), str(len(row["seeds"])), *(_mean_sd(row["test"][name]) for name in metrics)]
+        cells += [_mean_sd(row["test_other_history"])] if both else []
+        cells += [_mean_sd(row["valid"]), "" if row is done[0] else _difference(row, done[0], metric)]
+        cells += [f"{found['low']:+.4f} to {found['high']:+.4f}", f"{found['p_holm']:.3f}"] if found else ["", ""]
+        memory = row["peak_gpu_mb"] or row["peak_rss_mb"]
+        cells += [f"{row['epoch_s']:.2f}", f"{row['seconds_to_best']:,.0f}", f"{memory:,.0f}" if memory else ""]
+        if quality:
+            cells.append("never" if quality[row["label"]] is None else f"{quality[row['label']]:,.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [f"| {row['label']} | none of {row['runs']} |" + " |" * (len(header) - 2) for row in others]
+    return "\n".join(lines)
+
+
+def _other(table: dict) -> str:
+    return "kept" if table["protocol"]["history"] == "excluded" else "excluded"
+
+
+def _measured(summaries: list) -> str:
+    """Users, targets, split and machine, of all tables of a data set."""
+    tables = [table for _, summary in summaries for table in summary["tables"]]
+    splits = dict.fromkeys(
+        f"{table['users']:,} users, {table['targets']:,} test targets, split {table['split_fingerprint']}, protocol "
+        f"{table['protocol']['letter']}, time order {table['protocol']['time_order']}"
+        for table in tables
+    )
+    machines = dict.fromkeys(
+        f"{place['gpu'] or place['cpu']}, {place['threads']} thread(s) a run"
+        for _, summary in summaries
+        for place in summary["machines"]
+    )
+    versions = dict.fromkeys(
+        f"torch {version['torch']}, recbole {version['recbole']}" for _, s in summaries for version in s["versions"]
+    )
+    commits = dict.fromkeys(commit for _, summary in summaries for commit in summary["commits"] if commit)
+    seeds = sorted({seed for table in tables for row in table["models"] for seed in row["seeds"]})
+    told = ["; ".join(splits), "; ".join(machines), "; ".join(versions), f"seeds {', '.join(map(str, seeds))}"]
+    told += [f"commit {', '.join(commits)}"] if commits else []
+    return ". ".join(told) + "."
+
+
+def _question(name: str) -> str:
+    """The first comment of the experiment's file."""
+    lines = (EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+
+
+def _done(table: dict) -> list[dict]:
+    return [row for row in table["models"] if row.get("test")]
+
+
+def _label(row: dict) -> str:
+    cut = row.get("cut", 0)
+    return row["label"] + ("" if not cut else " (cut)" if cut == len(row["seeds"]) else f" ({cut} cut)")
+
+
+def _mean_sd(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{fmean(values):.4f}{spread}" if values else ""
+
+
+def _difference(row: dict, first: dict, metric: str) -> str:
+    return f"{fmean(row['test'][metric]) - fmean(first['test'][metric]):+.4f}"
+
+
+def _anchor(data: str, name: str) -> str:
+    return f"{data}-{name}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"written to {PAGE}")

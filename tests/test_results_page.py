@@ -1,0 +1,87 @@
+"""RESULTS.md is what its data files say."""
+
+import importlib.util
+import json
+
+import pytest
+
+from tests.conftest import ROOT
+
+spec = importlib.util.spec_from_file_location("results_page", ROOT / "benchmarks" / "results_page.py")
+results_page = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(results_page)
+
+
+def row(label, ndcg, epoch_s=1.0, difference=None, cut=0, curve=((5.0, 0.05), (9.0, 0.1))):
+    found = difference and dict(zip(("mean", "low", "high", "p_holm"), difference, strict=True))
+    return {
+        **{"label": label, "runs": 2, "seeds": [2020, 2021][: len(ndcg)], "cut": cut, "difference": found},
+        **{"test": {"hit@10": ndcg, "ndcg@10": ndcg}, "valid": [0.1] * len(ndcg), "epoch_s": epoch_s},
+        **{
+            "test_other_history": [2 * value for value in ndcg],
+            "seconds_to_best": 9.0,
+            "peak_gpu_mb": None,
+            "peak_rss_mb": 1234.0,
+            "curves": [list(curve)] * len(ndcg),
+        },
+    }
+
+
+ROWS = [
+    row("SASRec", [0.1, 0.2], epoch_s=6.0),
+    row("better", [0.2, 0.3], difference=(0.1, 0.05, 0.15, 0.01), epoch_s=1.5, curve=((2.0, 0.2),)),
+    row("worse", [0.05, 0.06], difference=(-0.1, -0.15, -0.05, 0.02), cut=2, curve=((2.0, 0.01),)),
+    row("alike", [0.1, 0.21], difference=(0.0, -0.1, 0.1, 0.9), cut=1),
+    {"label": "failing", "runs": 2, "seeds": []},
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    protocol = {"letter": "A", "time_order": "exact", "history": "kept"}
+    table = {"protocol": protocol, "split_fingerprint": "0123456789ab", "users": 40, "targets": 41, "models": ROWS}
+    summary = {"dataset": "tiny", "metric": "ndcg@10", "command": "c", "commits": ["1234567", None], "tables": [table]}
+    summary["machines"] = [{"cpu": "a processor", "gpu": None, "threads": 1}]
+    summary["versions"] = [{"torch": "2", "recbole": "1.2.1"}]
+    for name in ("losses", "models"):
+        place = tmp_path / "tiny" / name
+        place.mkdir(parents=True)
+        (place / "summary.json").write_text(json.dumps(summary))
+        (place / "curves.png").touch()
+    return tmp_path
+
+
+def test_the_page_is_made_from_its_data():
+    assert results_page.PAGE.read_text(encoding="utf-8") == results_page.page(), "python benchmarks/results_page.py"
+
+
+def test_the_page_holds_numbers_machine_and_commit(folder):
+    page = results_page.page(folder)
+    assert page.index("### models on tiny") < page.index("### losses on tiny")
+    first = "0.1500 ± 0.0707 | 0.1500 ± 0.0707 | 0.3000 ± 0.1414"
+    better = "0.2500 ± 0.0707 | 0.2500 ± 0.0707 | 0.5000 ± 0.1414"
+    assert f"| SASRec | 2 | {first} | 0.1000 ± 0.0000 |  |  |  | 6.00 | 9 | 1,234 | 9 |" in page
+    assert f"| better | 2 | {better} | 0.1000 ± 0.0000 | +0.1000 | +0.0500 to +0.1500 | 0.010 |" in page
+    assert "| worse (cut) | 2 |" in page and "| alike (1 cut) | 2 |" in page and "| failing | none of 2 |" in page
+    assert (
+        "40 users, 41 test targets, split 0123456789ab, protocol A, time order exact. a processor, 1 thread(s)" in page
+    )
+    assert "seeds 2020, 2021. commit 1234567." in page
+    line = "| [models](#tiny-models) | better 0.2500 ± 0.0707 | SASRec 0.1500 ± 0.0707 | +0.1000 | worse (cut) 1.00 |"
+    assert line in page
+    assert "![validation over seconds](benchmarks/results/experiments/tiny/losses/curves.png)" in page
+
+
+def test_sentences_say_what_the_intervals_say():
+    said = results_page.sentences({"models": ROWS}, "ndcg@10")
+    assert said == (
+        "In test ndcg@10, better beats SASRec; worse (cut) stays behind SASRec; alike (1 cut) cannot be told from "
+        "SASRec. An epoch takes 1.00 s with worse (cut) and 6.00 s with SASRec, 6.0 times as long."
+    )
+    alone = [row("a", [0.1]), row("b", [0.2], epoch_s=3.0)]
+    assert results_page.sentences({"models": alone}, "ndcg@10").startswith("One seed tells no difference from chance. ")
+
+
+def test_time_to_quality_is_the_first_validation_that_is_as_good():
+    found = results_page.time_to_quality({"models": ROWS}, "SASRec", "ndcg@10")
+    assert found == {"SASRec": 9.0, "better": 2.0, "worse": None, "alike": 9.0}
