@@ -18,26 +18,30 @@ from recbole_ssd.data.segments import ALL_POSITIONS
 NEGATIVES = 1  # keeps the generator of the negatives apart from the plan's
 
 
-def packed_stream(items, start, lengths):
+def packed_stream(events, start, lengths, gaps=None):
     """The input fields of a packed batch.
 
     Args:
-        items (numpy.ndarray): Items of the log, shape (n,).
+        events (EventLog): The log.
         start (numpy.ndarray): First event of each segment, shape (s,).
         lengths (numpy.ndarray): Inputs of each segment, shape (s,).
+        gaps (str or None): The name that `EventLog.gaps` get, if the model reads them.
 
     Returns:
-        tuple[dict[str, torch.Tensor], numpy.ndarray]: `stream` (t,) int64, `cu_seqlens` (s+1,) int32 and
-        `max_seqlen` (longest, 0) float32; and the stream's positions in the log, shape (t,).
+        tuple[dict[str, torch.Tensor], numpy.ndarray]: `stream` (t,) int64, `cu_seqlens` (s+1,) int32,
+        `max_seqlen` (longest, 0) float32, the gaps if asked for, (t,) float32; and the stream's positions in the log,
+        shape (t,).
     """
     cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=cu_seqlens[1:])
     position = slices_index(start, lengths)
     fields = {
-        "stream": torch.from_numpy(items[position]),
+        "stream": torch.from_numpy(events.items[position]),
         "cu_seqlens": torch.from_numpy(cu_seqlens),
         "max_seqlen": torch.empty(int(lengths.max()), 0),
     }
+    if gaps:
+        fields[gaps] = torch.from_numpy(events.gaps[position])
     return fields, position
 
 
@@ -48,14 +52,14 @@ class TrainBatches(Dataset):
         dataset (SequentialDataset): The training data set.
         segments (Segments): What to train on.
         sampler (NegativeSampler or None): Draws negatives if the loss needs them.
-        names (dict[str, str]): Field names: user, item, stream, negative.
+        names (dict[str, str]): Field names: user, item, stream, gaps (None without), negative.
         caps (tuple[int, int]): Most tokens and most targets of one batch.
         seed (int): Seed of the plan and of the negatives.
         shuffle (bool): Whether users are mixed anew each epoch.
     """
 
     def __init__(self, dataset, segments, sampler, names, caps, seed, shuffle):
-        self.items = dataset.inter_feat.events.items
+        self.events = dataset.inter_feat.events
         self.segments, self.sampler, self.names = segments, sampler, names
         self.caps, self.seed, self.shuffle = caps, seed, shuffle
         self.set_epoch(0)
@@ -73,8 +77,8 @@ class TrainBatches(Dataset):
     def __getitem__(self, k):
         chosen = self.plan[k]
         start, end = self.segments.start[chosen], self.segments.end[chosen]
-        fields, position = packed_stream(self.items, start, end - start)
-        targets = self.items[position + 1 if self.segments.supervision == ALL_POSITIONS else end]
+        fields, position = packed_stream(self.events, start, end - start, self.names["gaps"])
+        targets = self.events.items[position + 1 if self.segments.supervision == ALL_POSITIONS else end]
         batch = {
             self.names["user"]: torch.from_numpy(self.segments.user[chosen]),
             self.names["stream"]: fields.pop("stream"),
@@ -93,7 +97,7 @@ class EvalBatches(Dataset):
     Args:
         dataset (SequentialDataset): The data set of the phase.
         rule (RankingRule): What must not rank.
-        names (dict[str, str]): Field names: user, item, stream.
+        names (dict[str, str]): Field names: user, item, stream, gaps (None without).
         plan (list[numpy.ndarray]): Rows of each batch.
         packed (bool): Packed streams, or RecBole's padded windows.
         transform (Callable): RecBole's transform of padded batches.
@@ -116,7 +120,7 @@ class EvalBatches(Dataset):
 
     def _packed(self, index):
         rows = self.recbole_dataset.inter_feat[index]
-        fields, _ = packed_stream(rows.events.items, rows.table[:, 1], rows.lengths())
+        fields, _ = packed_stream(rows.events, rows.table[:, 1], rows.lengths(), self.names["gaps"])
         return Interaction(
             {
                 self.names["user"]: torch.from_numpy(rows.table[:, 0].copy()),

@@ -9,6 +9,8 @@ Shape letters, here and in the files beside it:
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 
@@ -47,6 +49,13 @@ class EventLog:
     def longest_history(self):
         """Events of the user with most events."""
         return int((self.stops - self.starts).max())
+
+    @cached_property
+    def gaps(self):
+        """Time since the user's event before it, 0 at the first, in the file's unit. float32, shape (n,)."""
+        gaps = np.diff(self.time.astype(np.float64), prepend=0.0)
+        gaps[self.starts[self.stops > self.starts]] = 0
+        return gaps.astype(np.float32)
 
     def targets(self):
         """Positions of every event that has a past: all but each user's first. int64, shape (r,)."""

@@ -13,6 +13,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
+from recbole_ssd.layers.time_gap import TimeGap
 from recbole_ssd.ops.cross_entropy import linear_cross_entropy
 from recbole_ssd.ops.packing import Segments
 
@@ -20,10 +21,11 @@ LOSSES = ("CE", "BPR", "BCE")
 
 
 class Stream(NamedTuple):
-    """A batch of histories: items (T,) and the borders between them."""
+    """A batch of histories: items (T,), the borders between them, and with `time_gaps` those, (T,)."""
 
     items: Tensor
     segments: Segments
+    gaps: Tensor | None = None
 
 
 class PackedSequentialRecommender(SequentialRecommender):
@@ -34,7 +36,7 @@ class PackedSequentialRecommender(SequentialRecommender):
     over `cosine_temperature`.
 
     Reads `hidden_size`, `loss_type` (CE over all items; BPR and BCE with sampled negatives), `label_smoothing` and
-    `loss_precision` (of CE's matrix products) and `cosine_temperature` from the config.
+    `loss_precision` (of CE's matrix products), `cosine_temperature` and `time_gaps` from the config.
     """
 
     packed = True
@@ -48,6 +50,8 @@ class PackedSequentialRecommender(SequentialRecommender):
         self.loss_precision = config.required("loss_precision")
         self.cosine_temperature = config["cosine_temperature"]
         self.item_embedding = nn.Embedding(self.n_items, config.required("hidden_size"))
+        self.time_gap = TimeGap(config["hidden_size"]) if config["time_gaps"] else None
+        self.gaps_field = f"{config['TIME_FIELD']}_gaps"
 
     def initialize(self, std: float) -> None:
         """Draws embeddings and linear layers from a normal distribution, with zero biases, as RecBole's models do.
@@ -70,6 +74,8 @@ class PackedSequentialRecommender(SequentialRecommender):
         With `last` only the vectors of each segment's last token, (S, d), for less work.
         """
         x = self.embed(stream)
+        if self.time_gap is not None:
+            x = x + self.time_gap(stream.gaps)
         for layer in self.layers[:-1]:
             x = layer(x, stream.segments)
         return self.layers[-1](x, stream.segments, last)
@@ -81,7 +87,13 @@ class PackedSequentialRecommender(SequentialRecommender):
             raise ValueError(f"the batch has no rows: check the users that were asked for ('{self.USER_ID}')")
         if "cu_seqlens" in interaction:
             segments = getattr(interaction, "segments", None)  # made with the batch: data/prefetch.py
-            return Stream(items, Segments(interaction["cu_seqlens"]) if segments is None else segments)
+            segments = Segments(interaction["cu_seqlens"]) if segments is None else segments
+            return Stream(items, segments, None if self.time_gap is None else interaction[self.gaps_field])
+        if self.time_gap is not None:
+            raise ValueError(
+                "'time_gaps' come with packed batches and these rows are RecBole's padded ones, whose times are "
+                "rounded: use the loaders of recbole_ssd, or a model that was trained without time_gaps"
+            )
         lengths = interaction[self.ITEM_SEQ_LEN]
         real = torch.arange(items.shape[1], device=items.device) < lengths[:, None]
         return Stream(items[real], Segments(F.pad(lengths.cumsum(0), (1, 0))))

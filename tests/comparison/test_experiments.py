@@ -18,6 +18,7 @@ SWEPT = {  # the values of a key, in the order of the file's rows
     "depth_and_width": ("num_layers", [1, 2, 4] * 3),
     "losses": ("loss_type", ["CE", "BPR", "BCE"] * 2),
     "time_order": ("time_order", ["exact", "exact", "recbole", "recbole"]),
+    "time_gaps": ("time_gaps", [None, True, None, True]),
     "gate": ("gate", ["running_mean", "token", "top1", None, None]),
     "batch_memory": ("max_batch_tokens", [2048, 8192, 32768, 131072]),
     "models": (

@@ -31,12 +31,14 @@ def build():
     return _build
 
 
-def packed(histories, targets=None, negatives=None) -> Interaction:
+def packed(histories, targets=None, negatives=None, gaps=None) -> Interaction:
     """A packed batch of lists of items."""
     fields = {
         "item_id_list": torch.tensor([item for history in histories for item in history]),
         "cu_seqlens": torch.tensor([0, *map(len, histories)]).cumsum(0).int(),
     }
+    if gaps is not None:
+        fields["timestamp_gaps"] = torch.as_tensor(gaps)
     if targets is not None:
         fields["item_id"] = torch.as_tensor(targets)
     if negatives is not None:

@@ -245,3 +245,41 @@ def test_loss_precision_and_label_smoothing_reach_the_loss(build, monkeypatch):
     for settings in told:
         build("PackedSASRec", **settings).calculate_loss(packed(histories, some_targets(histories))).backward()
     assert [(how["label_smoothing"], how["precision"]) for how in asked] == [tuple(how.values()) for how in told]
+
+
+GAPPED = {name: entry for name, entry in MODELS.items() if "," not in name}
+
+
+def with_gaps(model, histories, gaps):
+    with torch.no_grad():
+        return model.encode(model.stream(packed(histories, gaps=gaps)))
+
+
+@pytest.mark.parametrize(("name", "settings"), GAPPED.values(), ids=GAPPED)
+def test_time_gaps_reach_the_later_tokens_of_their_history_alone(build, name, settings):
+    model, histories = build(name, **settings, time_gaps=True), random_histories((30, 40))
+    before, after = torch.zeros(70), torch.zeros(70)
+    after[45] = 3600.0
+    plain = encode(build(name, **settings), histories)
+    assert torch.equal(with_gaps(model, histories, before), plain), "it starts as a model without them"
+    assert torch.equal(with_gaps(model, histories, after), plain)
+    torch.nn.init.normal_(model.time_gap.embedding.weight)
+    one, other = with_gaps(model, histories, before), with_gaps(model, histories, after)
+    assert torch.equal(one[:45], other[:45])
+    assert not torch.equal(one[45:], other[45:])
+
+
+def test_time_gaps_learn(build):
+    histories = random_histories()
+    total = sum(map(len, histories))
+    model = build("SSD4Rec", time_gaps=True).train()
+    gaps = 10.0 ** torch.arange(total).remainder(13)
+    model.calculate_loss(packed(histories, some_targets(histories), gaps=gaps)).backward()
+    octaves = torch.log2(gaps.double() + 1).long().unique()
+    moved = model.time_gap.embedding.weight.grad.abs().sum(1).nonzero()[:, 0]
+    assert torch.equal(moved, octaves) and len(octaves) == 13
+
+
+def test_padded_rows_have_no_time_gaps(build):
+    with pytest.raises(ValueError, match="'time_gaps' come with packed batches"):
+        build(time_gaps=True).full_sort_predict(padded(random_histories()))
