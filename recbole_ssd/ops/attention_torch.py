@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .packing import Segments
+from .packing import Segments, moved
 from .random_bits import LEVELS, kept
 
 QUERIES = 64  # of a block; 128 measured the same
@@ -91,7 +91,7 @@ def _bucket(segments: Segments, chosen: Tensor, width: int, heads: int) -> Bucke
     end = segments.borders[chosen + 1][:, None]
     tokens = torch.minimum(slots, end - 1), torch.where(slots < end, slots, segments.total)
     head = torch.arange(heads)[:, None]
-    source, target = ((t[:, None] * heads + head).flatten().to(segments.device) for t in tokens)
+    source, target = (moved((t[:, None] * heads + head).flatten(), segments.device) for t in tokens)
     return Bucket(source, target, width)
 
 

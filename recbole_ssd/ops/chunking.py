@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .packing import Segments
+from .packing import Segments, moved
 
 NARROWEST = 8  # no fitted width is smaller, and those of up to 64 are multiples of it
 
@@ -117,9 +117,9 @@ def _chunks(segments: Segments, chosen: Tensor, width: int) -> Chunks:
     device = segments.device
     return Chunks(
         tokens=segments.total,
-        index=index.to(device),
-        target=target.to(device),
-        real=None if bool(real.all()) else real[..., None].float().to(device),
+        index=moved(index, device),
+        target=moved(target, device),
+        real=None if bool(real.all()) else moved(real[..., None].float(), device),
         width=width,
         alive=alive.tolist(),
     )

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .packing import Segments
+from .packing import Segments, moved
 
 CHUNK = 16  # tokens; 8 is no faster and keeps twice the states, 32 is slower
 ROOM = 2**17  # numbers of a block's (r, n, i): three such tensors stay in a core's cache
@@ -83,7 +83,7 @@ def _blocks(segments: Segments, rows: int) -> list[_Block]:
         index = torch.empty_like(owner)
         index[(counts.cumsum(0) - counts)[cell] + place[owner]] = first[owner] + step
         counts = counts.view(-1, CHUNK)
-        indices = index.to(segments.device).split(counts.sum(1).tolist())
+        indices = moved(index, segments.device).split(counts.sum(1).tolist())
         counts = [tuple(filter(None, steps)) for steps in counts.tolist()]
         segments.layouts[key] = list(map(_Block, indices, counts, *_state_rows(widths.tolist(), alive)))
     return segments.layouts[key]
