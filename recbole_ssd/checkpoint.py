@@ -29,6 +29,19 @@ def plain_other(others: dict | None, model: str) -> dict | None:
     return kept or None
 
 
+def random_state(device: torch.device) -> dict:
+    """What dropout and masks are drawn from: the state of torch's generators, on the host and on a GPU."""
+    on_gpu = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **on_gpu}
+
+
+def set_random_state(state: dict, device: torch.device) -> None:
+    """Goes on drawing where `random_state` was read, as far as there are the same devices."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
 def write_checkpoint(state: dict, path: Path | str) -> None:
     """Writes a checkpoint whole or not at all: an interrupted write leaves the older one."""
     part = f"{path}.part"

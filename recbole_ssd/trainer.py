@@ -14,7 +14,14 @@ from recbole.trainer import Trainer as RecBoleTrainer
 from recbole.utils import early_stopping, get_gpu_usage, get_local_time, set_color
 from tqdm import tqdm
 
-from recbole_ssd.checkpoint import load_weights, plain_other, read_checkpoint, write_checkpoint
+from recbole_ssd.checkpoint import (
+    load_weights,
+    plain_other,
+    random_state,
+    read_checkpoint,
+    set_random_state,
+    write_checkpoint,
+)
 from recbole_ssd.compat import Collector
 from recbole_ssd.data.dataloader import is_packed
 from recbole_ssd.data.prefetch import batches_on
@@ -96,6 +103,8 @@ class Trainer(RecBoleTrainer):
     def resume_checkpoint(self, resume_file):
         """RecBole's `resume_checkpoint`: the next `fit` starts after the epoch of the checkpoint.
 
+        A packed model then trains bit by bit as if it had never stopped; RecBole's own shuffle their rows anew.
+
         Raises:
             ValueError: if the checkpoint is none, truncated, or of another model.
         """
@@ -105,6 +114,8 @@ class Trainer(RecBoleTrainer):
         if "fused" in self.optimizer.defaults:  # the choice of the run that saved came with its state
             for group in self.optimizer.param_groups:
                 group["fused"] = self.optimizer.defaults["fused"]
+        if "random_state" in checkpoint:
+            set_random_state(checkpoint["random_state"], self.device)
         self.best_epoch = checkpoint["epoch"]
         self.best_valid_result = checkpoint.get("best_valid_result")
 
@@ -198,6 +209,7 @@ class Trainer(RecBoleTrainer):
             "state_dict": self.model.state_dict(),
             "other_parameter": plain_other(self.model.other_parameter(), self.config["model"]),
             "optimizer": self.optimizer.state_dict(),
+            "random_state": random_state(self.device),
         }
         write_checkpoint(state, path)
         if verbose:

@@ -109,6 +109,25 @@ def test_resume_goes_on_after_the_checkpoint(build):
     assert [entry["epoch"] for entry in later.valid_by_epoch] == [1]
 
 
+def test_a_resumed_training_ends_bit_by_bit_as_one_that_never_stopped(build):
+    """Dropout and masks are drawn on from where the checkpoint was written."""
+    settings = {"epochs": 4, "dropout_prob": 0.3, "mask_ratio": 0.2, "train_batch_size": 128, "lr_schedule": "cosine"}
+    whole, loaders = build("SSD4Rec", **settings)
+    whole.fit(*loaders[:2], verbose=False)
+    first, loaders = build("SSD4Rec", **settings)
+    first.epochs = 2
+    first.fit(*loaders[:2], verbose=False, saved=False)
+    first._save_checkpoint(1)
+    later, loaders = build("SSD4Rec", **settings)
+    torch.rand(7)  # whatever is drawn meanwhile
+    later.resume_checkpoint(first.saved_model_file)
+    later.fit(*loaders[:2], verbose=False)
+    assert list(later.train_loss_dict) == [2, 3]
+    assert later.train_loss_dict == {epoch: whole.train_loss_dict[epoch] for epoch in (2, 3)}
+    for one, other in zip(whole.model.parameters(), later.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_two_trainers_of_one_second_never_share_a_checkpoint(build, monkeypatch):
     for module in ("recbole.trainer.trainer", "recbole_ssd.trainer"):
         monkeypatch.setattr(f"{module}.get_local_time", lambda: "now")
