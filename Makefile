@@ -16,6 +16,7 @@ experiment:
 	$(PYTHON) run_recbole_ssd.py \
 		--config_files="benchmarks/experiments/on/$(ON).yaml benchmarks/experiments/$(NAME).yaml" \
 		--output=benchmarks/results/experiments/$(ON)/$(NAME) --runs=benchmarks/results/experiments/$(ON)/runs $(ARGS)
+	$(PYTHON) benchmarks/results_page.py
 
 bench:
 	$(PYTHON) benchmarks/training.py

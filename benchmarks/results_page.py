@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "benchmarks" / "experiments"
 PAGE = ROOT / "RESULTS.md"
 ORDER = ("models", "bidirectional", "supervision", "history_length", "mask_ratio", "losses", "depth_and_width", "gate")
+COST_ONLY = ("batch_memory",)  # too few epochs to learn anything from
+LEVEL = 0.05  # of p after Holm
 SHARE = 0.99  # of the best validation of a model, for the time to quality
 INTRODUCTION = """# Results
 Every number here is made from the data files beside the reports that are linked (`python benchmarks/results_page.py`),
@@ -49,12 +51,17 @@ def overview(by_data: dict) -> str:
     lines = ["## In one screen", "", "| " + " | ".join(header) + " |", "|---|---|---|---|---:|---|"]
     for data, summaries in by_data.items():
         for file, summary in summaries:
+            if file.parent.name in COST_ONLY:
+                continue
             link, metric = f"[{file.parent.name}](#{_anchor(data, file.parent.name)})", summary["metric"]
-            for done in filter(None, map(_done, summary["tables"])):
+            for table in summary["tables"]:
+                first, done = table["models"][0], _done(table)
+                if not done:
+                    continue
                 best = max(done, key=lambda row: fmean(row["test"][metric]))
                 fast = min(done, key=lambda row: row["epoch_s"])
-                cells = [f"{_label(row)} {_mean_sd(row['test'][metric])}" for row in (best, done[0])]
-                cells += [_difference(best, done[0], metric), f"{_label(fast)} {fast['epoch_s']:.2f}"]
+                cells = [f"{_label(row)} {_mean_sd(row.get('test', {}).get(metric, []))}" for row in (best, first)]
+                cells += [_difference(best, first, metric), f"{_label(fast)} {fast['epoch_s']:.2f}"]
                 lines.append("| " + " | ".join([data, link, *cells]) + " |")
     return "\n".join(lines)
 
@@ -65,32 +72,39 @@ def experiment(file: Path, summary: dict, folder: Path) -> str:
     lines = [f'<a id="{_anchor(data, name)}"></a>\n### {name.replace("_", " ")} on {data}', _question(name)]
     for table in summary["tables"]:
         if _done(table):
-            lines += [_table(table, metric), sentences(table, metric)]
+            lines += [_table(table, metric), sentences(table, None if name in COST_ONLY else metric)]
     place = Path("benchmarks") / "results" / "experiments" / file.parent.relative_to(folder)
     pictures = sorted(file.parent.glob("*curves.png"))
     lines += [f"![validation over seconds]({place / picture.name})" for picture in pictures]
-    lines.append(f"[The report]({place / 'report.md'}), made by `make experiment NAME={name} ON={data}`.")
-    return "\n\n".join(lines)
+    shared = f", {summary['jobs']} runs at a time" if summary["jobs"] > 1 else ""
+    lines.append(f"[The report]({place / 'report.md'}){shared}:\n\n```bash\n{summary['command']}\n```")
+    return "\n\n".join(filter(None, lines))
 
 
-def sentences(table: dict, metric: str) -> str:
-    """What a table says of accuracy and of cost, in two sentences made from its numbers."""
+def sentences(table: dict, metric: str | None) -> str:
+    """What a table says of accuracy (not without a metric) and of cost, in two sentences made from its numbers."""
     done = _done(table)
     fast, slow = (pick(done, key=lambda row: row["epoch_s"]) for pick in (min, max))
     cost = (
         f"An epoch takes {fast['epoch_s']:.2f} s with {_label(fast)} and {slow['epoch_s']:.2f} s with {_label(slow)}, "
         f"{slow['epoch_s'] / fast['epoch_s']:.1f} times as long."
     )
-    compared = [row for row in done[1:] if row["difference"]]
-    if not compared:
-        return f"One seed tells no difference from chance. {cost}" if done[1:] else cost
+    first, *others = table["models"]
+    if metric is None or not others:
+        return cost
+    if not first.get("test"):
+        return f"{first['label']}, which the others are compared with, has no result. {cost}"
+    compared = [row for row in others if row.get("difference")]
+    alone = [row for row in others if row.get("test") and not row["difference"]]
+    told = [row for row in compared if row["difference"]["p_holm"] < LEVEL and not _open(row)]
     kinds = {
-        ("beats", "beat"): [row for row in compared if row["difference"]["low"] > 0],
-        ("stays behind", "stay behind"): [row for row in compared if row["difference"]["high"] < 0],
-        ("cannot be told from",) * 2: [row for row in compared if _open(row)],
+        ("beats", "beat"): [row for row in told if row["difference"]["low"] > 0],
+        ("stays behind", "stay behind"): [row for row in told if row["difference"]["high"] < 0],
+        ("cannot be told from",) * 2: [row for row in compared if row not in told],
+        ("has one seed, too few to tell it from", "have one seed, too few to tell them from"): alone,
     }
-    said = [f"{_names(rows)} {verbs[len(rows) > 1]} {_label(done[0])}" for verbs, rows in kinds.items() if rows]
-    return f"In test {metric}, {'; '.join(said)}. {cost}"
+    said = [f"{_names(rows)} {verbs[len(rows) > 1]} {_label(first)}" for verbs, rows in kinds.items() if rows]
+    return f"In test {metric}, {'; '.join(said)}. {cost}" if said else cost
 
 
 def _open(row: dict) -> bool:
@@ -105,9 +119,11 @@ def _names(rows: list[dict]) -> str:
 def time_to_quality(table: dict, baseline: str, metric: str) -> dict[str, float | None]:
     """Seconds until each model's validation first reaches 99 % of the baseline's best, means over seeds.
 
-    None where a seed never does.
+    None where a seed never does; empty where the baseline was not validated.
     """
     rows = {row["label"]: row for row in _done(table)}
+    if not rows.get(baseline, {}).get("valid"):
+        return {}
     goal = SHARE * fmean(rows[baseline]["valid"])
     found = {}
     for label, row in rows.items():
@@ -123,7 +139,7 @@ def _table(table: dict, metric: str) -> str:
     both = any(row.get("test_other_history") for row in done)
     names += [f"test {metric}, history {_other(table)}"] if both else []
     header = ["", "seeds", *names, f"valid {metric}", "difference", "95 %", "p", "epoch s", "s to best", "peak MB"]
-    quality = time_to_quality(table, "SASRec", metric) if "SASRec" in [row["label"] for row in done] else None
+    quality = time_to_quality(table, "SASRec", metric)
     if quality:
         header.append("s to 99 % of SASRec")
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
@@ -131,7 +147,8 @@ def _table(table: dict, metric: str) -> str:
         found = row["difference"]
         cells = [_label(row), str(len(row["seeds"])), *(_mean_sd(row["test"][name]) for name in metrics)]
         cells += [_mean_sd(row["test_other_history"])] if both else []
-        cells += [_mean_sd(row["valid"]), "" if row is done[0] else _difference(row, done[0], metric)]
+        first = table["models"][0]
+        cells += [_mean_sd(row["valid"]), "" if row is first else _difference(row, first, metric)]
         cells += [f"{found['low']:+.4f} to {found['high']:+.4f}", f"{found['p_holm']:.3f}"] if found else ["", ""]
         memory = row["peak_gpu_mb"] or row["peak_rss_mb"]
         cells += [f"{row['epoch_s']:.2f}", f"{row['seconds_to_best']:,.0f}", f"{memory:,.0f}" if memory else ""]
@@ -171,7 +188,8 @@ def _measured(summaries: list) -> str:
 
 def _question(name: str) -> str:
     """The first comment of the experiment's file."""
-    lines = (EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    file = EXPERIMENTS / f"{name}.yaml"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
 
 
@@ -190,7 +208,7 @@ def _mean_sd(values: list[float]) -> str:
 
 
 def _difference(row: dict, first: dict, metric: str) -> str:
-    return f"{fmean(row['test'][metric]) - fmean(first['test'][metric]):+.4f}"
+    return f"{fmean(row['test'][metric]) - fmean(first['test'][metric]):+.4f}" if first.get("test") else ""
 
 
 def _anchor(data: str, name: str) -> str:

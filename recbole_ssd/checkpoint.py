@@ -99,6 +99,22 @@ def load_weights(model: torch.nn.Module, checkpoint: dict, settings: dict, path:
     model.load_other_parameter(checkpoint.get("other_parameter"))
 
 
+def check_groups(optimizer: torch.optim.Optimizer, state: dict, path: Path | str) -> None:
+    """Refuses the state of an optimizer whose weights were grouped otherwise.
+
+    Raises:
+        ValueError: that says what differs.
+    """
+    here, there = (
+        [len(group["params"]) for group in groups] for groups in (optimizer.param_groups, state["param_groups"])
+    )
+    if here != there:
+        raise ValueError(
+            f"the optimizer of checkpoint '{path}' has its weights in groups of {there}, this run in groups of {here}: "
+            "give both runs the same 'weight_decay', or train the model again"
+        )
+
+
 def _difference(there: dict, here: dict, error: RuntimeError) -> str:
     """What differs between two runs, or torch's first complaint where no setting does."""
     elsewhere = {

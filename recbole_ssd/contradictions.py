@@ -109,6 +109,11 @@ def _check_training(settings: dict) -> None:
             "'supervision: all_positions': set supervision to prefixes, or bidirectional to readout"
         )
 
+    if settings["time_gaps"] and settings["time_order"] == "recbole":
+        raise ValueError(
+            "'time_gaps' reads the time between events and 'time_order: recbole' rounds it to float32, by minutes: set "
+            "time_order to exact, or time_gaps to False"
+        )
     if settings["lr_schedule"] != "constant" and settings["warmup_epochs"] >= settings["epochs"] > 0:
         raise ValueError(
             f"'warmup_epochs' ({settings['warmup_epochs']}) leaves none of {settings['epochs']} 'epochs' for the "

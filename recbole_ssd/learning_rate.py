@@ -2,8 +2,9 @@
 
     constant 1    linear 1 - s    cosine (1 + cos(pi s)) / 2,    s = share of the epochs after the warm-up that is over
 
-It moves with every step, and depends on the epoch and the step's place in it alone: a training that is resumed goes on
-as it would have gone on. The cosine is that of Loshchilov and Hutter, https://arxiv.org/abs/1608.03983, without
+It is set before every step, and depends on the epoch and the step's place in it alone: a training that is resumed with
+the same `epochs` goes on as it would have gone on. (Steps that float16's scaler skips count, but for RecBole's own
+models.) The cosine is that of Loshchilov and Hutter, https://arxiv.org/abs/1608.03983, without
 restarts.
 """
 
@@ -56,9 +57,6 @@ class LearningRate:
             epoch: the number of the epoch, from 0.
             steps: how many there are in it.
         """
-        if self.schedule == "constant" and not self.warmup:
-            yield
-            return
         done = count()
 
         def move(*_) -> None:
@@ -66,8 +64,7 @@ class LearningRate:
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
-        move()
-        hook = optimizer.register_step_post_hook(move)
+        hook = optimizer.register_step_pre_hook(move)
         try:
             yield
         finally:

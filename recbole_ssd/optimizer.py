@@ -1,8 +1,9 @@
 """The optimizer of a packed model: one kernel for all weights, and no weight decay where it does harm.
 
-Weight decay draws matrices and item vectors towards zero. Biases, norms and what Mamba calls A_log, D and dt_bias are
-left alone: a decay exp(dt A) has no reason to lie near that of A_log = 0, -A = 1. Loshchilov and Hutter, "Decoupled
-Weight Decay Regularization", https://arxiv.org/abs/1711.05101, is `learner: adamw`.
+Weight decay draws item vectors, matrices and filters towards zero, weights of two or more dimensions. Biases, norms and
+what Mamba calls A_log, D and dt_bias are left alone: a decay exp(dt A) has no reason to lie near that of A_log = 0,
+which is A = -1. Loshchilov and Hutter, "Decoupled Weight Decay Regularization", https://arxiv.org/abs/1711.05101, is
+`learner: adamw`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def for_packed(built: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Op
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Groups of weights for an optimizer: those that decay and those that do not; one group without any decay."""
-    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    named = list(model.named_parameters())
     if not weight_decay:
         return [{"params": [weight for _, weight in named], "weight_decay": 0.0}]
     decays = [weight.dim() > 1 and name.rpartition(".")[2] not in KEPT for name, weight in named]

@@ -9,6 +9,7 @@ from recbole.utils import init_seed
 from recbole_ssd.checkpoint import load_weights, read_checkpoint
 from recbole_ssd.config import Config
 from recbole_ssd.data import create_dataset, data_preparation, split_fingerprint
+from recbole_ssd.environment import commit
 from recbole_ssd.logger import init_logger, log_file
 from recbole_ssd.result import check_result_file, describe, make_result, write_ranks, write_result
 from recbole_ssd.trainer import get_trainer
@@ -65,6 +66,7 @@ def load_data_and_model(model_file: str, model=None) -> tuple:
 
 def _run(config: Config, saved: bool, verbose: bool) -> dict:
     check_result_file(config["result_file"])
+    commit()  # what is imported now is what runs, whatever the checkout becomes meanwhile
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     getLogger().info(config)
@@ -86,6 +88,7 @@ def _run(config: Config, saved: bool, verbose: bool) -> dict:
     if config["both_protocols"]:
         with test_data.other_history():
             other_result = trainer.evaluate(test_data, load_best_model=False, show_progress=show_progress)
+        trainer.eval_s.pop()  # the seconds of a run are those that any run takes
     trainer.tensorboard.close()
 
     more = {

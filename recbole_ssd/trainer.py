@@ -15,6 +15,7 @@ from recbole.utils import early_stopping, get_gpu_usage, get_local_time, set_col
 from tqdm import tqdm
 
 from recbole_ssd.checkpoint import (
+    check_groups,
     load_weights,
     plain_other,
     random_state,
@@ -66,8 +67,12 @@ class Trainer(RecBoleTrainer):
         self.best_epoch = None
         self.ranks = None
         self.cut = False
-        given = (config[key] for key in ("learning_rate", "lr_schedule", "warmup_epochs", "epochs"))
-        self.learning_rates = LearningRate(*given)
+        self.learning_rate_at = LearningRate(
+            highest=config["learning_rate"],
+            schedule=config["lr_schedule"],
+            warmup=config["warmup_epochs"],
+            epochs=config["epochs"],
+        )
         self._epoch = self._fit_started = self._validates = self._validated_after = None
 
     @cached_property
@@ -103,19 +108,23 @@ class Trainer(RecBoleTrainer):
     def resume_checkpoint(self, resume_file):
         """RecBole's `resume_checkpoint`: the next `fit` starts after the epoch of the checkpoint.
 
-        A packed model then trains bit by bit as if it had never stopped; RecBole's own shuffle their rows anew.
+        A packed model then trains bit by bit as if it had never stopped, as long as the learning rate is constant or
+        `epochs` are the same; RecBole's own shuffle their rows anew.
 
         Raises:
             ValueError: if the checkpoint is none, truncated, or of another model.
         """
         checkpoint = read_checkpoint(resume_file, self.device)
         load_weights(self.model, checkpoint, self.config.given(), resume_file)
+        check_groups(self.optimizer, checkpoint["optimizer"], resume_file)
         super().resume_checkpoint(resume_file)
         if "fused" in self.optimizer.defaults:  # the choice of the run that saved came with its state
             for group in self.optimizer.param_groups:
                 group["fused"] = self.optimizer.defaults["fused"]
         if "random_state" in checkpoint:
             set_random_state(checkpoint["random_state"], self.device)
+        if checkpoint.get("scaler"):
+            self.precision.scaler.load_state_dict(checkpoint["scaler"])
         self.best_epoch = checkpoint["epoch"]
         self.best_valid_result = checkpoint.get("best_valid_result")
 
@@ -136,14 +145,14 @@ class Trainer(RecBoleTrainer):
         if hasattr(train_data, "set_epoch"):
             train_data.set_epoch(epoch_idx)
         started = self._now()
-        with self.learning_rates.moves(self.optimizer, epoch_idx, len(train_data)):
+        with self.learning_rate_at.moves(self.optimizer, epoch_idx, len(train_data)):
             if is_packed(self.config):
                 loss = self._train_packed_epoch(train_data, loss_func, show_progress)
             else:
                 with self.precision.by_default():
                     loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
-        self.tensorboard.add_scalar("Train/learning_rate", self.optimizer.param_groups[0]["lr"], epoch_idx)
         self.epoch_s.append(self._now() - started)
+        self.tensorboard.add_scalar("Train/learning_rate", self.optimizer.param_groups[0]["lr"], epoch_idx)
         self._log_figures(epoch_idx)
         return loss
 
@@ -210,6 +219,7 @@ class Trainer(RecBoleTrainer):
             "other_parameter": plain_other(self.model.other_parameter(), self.config["model"]),
             "optimizer": self.optimizer.state_dict(),
             "random_state": random_state(self.device),
+            "scaler": self.precision.scaler.state_dict(),
         }
         write_checkpoint(state, path)
         if verbose:

@@ -93,6 +93,7 @@ REFUSED = [
         {"both_protocols": True, "eval_args": {"mode": {"valid": "full", "test": "uni100"}}},
         "'both_protocols' is for full ranking, and 'mode' of 'eval_args' tests among candidates (uni100)",
     ),
+    ({**OURS, "time_gaps": True, "time_order": "recbole"}, "'time_order: recbole' rounds it to float32"),
     ({"lr_schedule": "step"}, "'lr_schedule' (config_dict) should be one of constant, linear, cosine, it is 'step'"),
     ({"warmup_epochs": -1}, "'warmup_epochs' (config_dict) should be 0 or greater, it is -1"),
     ({"lr_schedule": "linear", "warmup_epochs": 5, "epochs": 5}, "'warmup_epochs' (5) leaves none of 5 'epochs'"),

@@ -58,7 +58,8 @@ def test_a_key_that_nobody_set_is_refused_by_name(run_folder, tiny, model):
 def test_tuned_files_set_known_keys_of_their_model():
     for file in (properties_folder() / "tuned").glob("*.yaml"):
         model = file.stem.partition("-")[0]
-        of_model = set(yaml.safe_load((properties_folder() / "model" / f"{model}.yaml").read_text()))
+        folder = properties_folder() if model in own_models() else RECBOLE_PROPERTIES
+        of_model = set(read_yaml(folder / "model" / f"{model}.yaml"))
         assert set(yaml.safe_load(file.read_text())) <= of_model | listed_keys(), file
 
 

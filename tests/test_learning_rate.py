@@ -17,7 +17,7 @@ def build(run_folder, tiny):
         loaders = data_preparation(config, create_dataset(config))
         trainer = Trainer(config, get_model(model)(config, loaders[0].dataset))
         trainer.rates = []
-        trainer.optimizer.register_step_pre_hook(lambda o, *_: trainer.rates.append({g["lr"] for g in o.param_groups}))
+        trainer.optimizer.register_step_post_hook(lambda o, *_: trainer.rates.append({g["lr"] for g in o.param_groups}))
         return trainer, loaders
 
     return make
@@ -66,10 +66,13 @@ def test_a_warm_up_alone_stays_up(build):
     assert set(rates[steps + 1 :]) == {0.01}
 
 
-def test_a_constant_rate_is_left_alone(build):
-    trainer, loaders = build(learning_rate=0.01)
-    trainer.optimizer.param_groups[0]["lr"] = 0.005
-    assert set(fit(trainer, loaders)) == {0.005}
+def test_a_constant_rate_is_the_configs_whatever_an_earlier_schedule_left(build):
+    first, loaders = build(learning_rate=0.02, lr_schedule="cosine")
+    fit(first, loaders)
+    first._save_checkpoint(2)
+    later, loaders = build(learning_rate=0.01, epochs=5)
+    later.resume_checkpoint(first.saved_model_file)
+    assert set(fit(later, loaders)) == {0.01}
 
 
 def test_a_resumed_training_goes_on_as_it_would_have(build):

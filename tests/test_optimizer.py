@@ -28,10 +28,3 @@ def test_without_weight_decay_there_is_one_group(build):  # noqa: F811
     model = build()
     (group,) = decay_groups(model, 0.0)
     assert len(group["params"]) == len(list(model.parameters()))
-
-
-def test_frozen_weights_are_left_out(build):  # noqa: F811
-    model = build()
-    model.item_embedding.weight.requires_grad_(False)
-    groups = decay_groups(model, 0.1)
-    assert all(weight.requires_grad for group in groups for weight in group["params"])

@@ -16,6 +16,7 @@ from recbole_ssd import (
     init_logger,
     load_data_and_model,
     objective_function,
+    quick_start,
     run_recbole_ssd,
 )
 from recbole_ssd.logger import log_file
@@ -48,6 +49,15 @@ RESULT_KEYS = {
     "command",
     "config",
 }
+
+
+def test_the_commit_is_that_of_the_start(run_folder, tiny, monkeypatch):
+    order = []
+    monkeypatch.setattr(quick_start, "commit", lambda: order.append("commit"))
+    build = quick_start._build
+    monkeypatch.setattr(quick_start, "_build", lambda config: order.append("build") or build(config))
+    run_recbole_ssd("SSD4Rec", config_dict={**tiny, "epochs": 1})
+    assert order == ["commit", "build"]
 
 
 @pytest.mark.parametrize("model", ["GRU4Rec", "SSD4Rec"])

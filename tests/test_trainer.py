@@ -128,6 +128,16 @@ def test_a_resumed_training_ends_bit_by_bit_as_one_that_never_stopped(build):
         assert torch.equal(one, other)
 
 
+def test_other_groups_of_weights_are_refused_in_a_sentence(build):
+    first, loaders = build("SSD4Rec", weight_decay=0.1)
+    first.fit(loaders[0], verbose=False)
+    later, _ = build("SSD4Rec")
+    with pytest.raises(ValueError, match="give both runs the same 'weight_decay'"):
+        later.resume_checkpoint(first.saved_model_file)
+    same, _ = build("SSD4Rec", weight_decay=0.1)
+    same.resume_checkpoint(first.saved_model_file)
+
+
 def test_two_trainers_of_one_second_never_share_a_checkpoint(build, monkeypatch):
     for module in ("recbole.trainer.trainer", "recbole_ssd.trainer"):
         monkeypatch.setattr(f"{module}.get_local_time", lambda: "now")

@@ -9,6 +9,7 @@ comparison/ml-100k/
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 from recbole_ssd.comparison import plots
@@ -54,7 +55,7 @@ def compare(settings: dict, files: list, defaults: tuple[str, str], command: str
     check_folder(runs_folder, "the folder of the runs")
     _claim(folder, runs[0].settings["dataset"])
     try:
-        with folder_lock(folder), folder_lock(runs_folder):
+        with folder_lock(folder), nullcontext() if runs_folder == folder else folder_lock(runs_folder):
             found = tune(searches, options)
             if found:
                 for label, best in found.items():

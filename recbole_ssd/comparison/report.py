@@ -73,7 +73,7 @@ def write_report(records: list[Record], report: Report) -> list[Table]:
     blocks += [Heading("Settings"), settings_table([model for models in parts for model in models])]
     blocks += [Heading("To repeat it"), Code(report.command), Text(_machine(records, report.jobs))]
     _write(blocks, shown, grouped, records, report)
-    numbers = digest(parts, report.metric, report.command)
+    numbers = digest(parts, report.metric, report.command, report.jobs)
     _replace(report.folder / "summary.json", json.dumps(numbers) + "\n")
     return shown
 
@@ -157,6 +157,7 @@ def _machine(records: list[Record], jobs: int) -> str:
         for r in done
     )
     if len(places) > 1:
-        return f"Measured on {len(places)} machines or versions, whose seconds do not compare: {'; '.join(places)}."
+        told = "whose seconds do not compare, nor perhaps what they learnt"
+        return f"Measured on {len(places)} machines or versions, {told}: {'; '.join(places)}."
     shared = f" Up to {jobs} runs at a time shared it: alone they take fewer seconds." if jobs > 1 else ""
     return f"Measured on {next(iter(places), 'no machine yet')}.{shared}"

@@ -170,7 +170,7 @@ def folder_lock(folder: Path):
         except OSError:
             raise ValueError(
                 f"another comparison, or a run that it left behind, is at work in '{folder}': wait for it or stop it "
-                "(its log is the newest run.log there), or choose another folder with --output"
+                "(its log is the newest run.log there), or choose another folder with --output (or --runs)"
             ) from None
         _locks.append(file.fileno())
         try:

@@ -55,7 +55,7 @@ class Run:
         >>> Run("forward only", 2020, {"model": "SSD4Rec"}, "0123456789", {}).name
         'SSD4Rec-2020-0123456789'
         """
-        return f"{self.settings['model']}-{self.seed}-{self.identity}"
+        return f"{file_name(self.settings['model'])}-{self.seed}-{self.identity}"
 
     def __str__(self):
         return f"{self.label}, seed {self.seed}"

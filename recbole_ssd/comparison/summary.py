@@ -48,7 +48,10 @@ class Model:
         return [record.test(metric) for record in self.done]
 
     def test_other_history(self, metric: str) -> list[float]:
-        """The same under the other treatment of the history, of the runs that tested both (`both_protocols`)."""
+        """A metric under the other treatment of the history, of the runs that tested both (`both_protocols`).
+
+        As RecBole's evaluator gives it, rounded: only the run's own protocol has ranks.
+        """
         results = [record.result.get("test_result_other_history") for record in self.done]
         return [result[metric] for result in results if result]
 

@@ -45,6 +45,13 @@ def packed_stream(events, start, lengths, gaps=None):
     return fields, position
 
 
+def _prepared(events, names):
+    """The log, its gaps worked out where they will be read: here, and not in every worker."""
+    if names["gaps"]:
+        events.gaps  # noqa: B018
+    return events
+
+
 class TrainBatches(Dataset):
     """The packed batches of one epoch, planned from (seed, epoch).
 
@@ -59,7 +66,7 @@ class TrainBatches(Dataset):
     """
 
     def __init__(self, dataset, segments, sampler, names, caps, seed, shuffle):
-        self.events = dataset.inter_feat.events
+        self.events = _prepared(dataset.inter_feat.events, names)
         self.segments, self.sampler, self.names = segments, sampler, names
         self.caps, self.seed, self.shuffle = caps, seed, shuffle
         self.set_epoch(0)
@@ -105,6 +112,7 @@ class EvalBatches(Dataset):
 
     def __init__(self, dataset, rule, names, plan, packed, transform):
         self.recbole_dataset, self.rule, self.names = dataset, rule, names
+        _prepared(dataset.inter_feat.events, names)
         self.plan, self.packed, self.transform = plan, packed, transform
 
     def __len__(self):

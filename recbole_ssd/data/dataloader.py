@@ -33,7 +33,7 @@ def _field_names(config):
         "user": config["USER_ID_FIELD"],
         "item": item,
         "stream": item + config["LIST_SUFFIX"],
-        "gaps": f"{config['TIME_FIELD']}_gaps" if config["time_gaps"] else None,
+        "gaps": "time_gaps" if config["time_gaps"] else None,
         "negative": f"{config['NEG_PREFIX']}{item}",
     }
 

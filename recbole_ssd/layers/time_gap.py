@@ -1,8 +1,9 @@
 """A vector for the time that passed before each event, learned by octaves.
 
 How long a user was away says what the next choice may be about. The vector joins what the first layer reads, and so
-Mamba's step size dt, which is a projection of it: real time can move the decay of the state, as in TiM4Rec (Fan et al.,
-https://arxiv.org/abs/2409.16182), whose own way is another. Octaves need no unit: seconds and milliseconds serve alike.
+Mamba's step size dt, which is a projection of it: real time can move the decay of the state. TiSASRec (Li et al., WSDM
+2020) gives attention the intervals between all pairs, TiM4Rec (Fan et al., https://arxiv.org/abs/2409.16182) gives a
+state space those between neighbours; both their ways are others. Seconds and anything finer serve alike.
 """
 
 from __future__ import annotations
@@ -27,4 +28,5 @@ class TimeGap(nn.Module):
 
     def forward(self, gaps: Tensor) -> Tensor:
         """(T,), each 0 or more -> (T, d)."""
-        return self.embedding(torch.log2(gaps.double() + 1).long().clamp(max=OCTAVES - 1))
+        octave = torch.frexp(gaps.double() + 1).exponent.long() - 1  # floor(log2), exactly
+        return self.embedding(octave.clamp(0, OCTAVES - 1))

@@ -51,7 +51,6 @@ class PackedSequentialRecommender(SequentialRecommender):
         self.cosine_temperature = config["cosine_temperature"]
         self.item_embedding = nn.Embedding(self.n_items, config.required("hidden_size"))
         self.time_gap = TimeGap(config["hidden_size"]) if config["time_gaps"] else None
-        self.gaps_field = f"{config['TIME_FIELD']}_gaps"
 
     def initialize(self, std: float) -> None:
         """Draws embeddings and linear layers from a normal distribution, with zero biases, as RecBole's models do.
@@ -88,7 +87,7 @@ class PackedSequentialRecommender(SequentialRecommender):
         if "cu_seqlens" in interaction:
             segments = getattr(interaction, "segments", None)  # made with the batch: data/prefetch.py
             segments = Segments(interaction["cu_seqlens"]) if segments is None else segments
-            return Stream(items, segments, None if self.time_gap is None else interaction[self.gaps_field])
+            return Stream(items, segments, None if self.time_gap is None else interaction["time_gaps"])
         if self.time_gap is not None:
             raise ValueError(
                 "'time_gaps' come with packed batches and these rows are RecBole's padded ones, whose times are "

@@ -68,6 +68,11 @@ def test_experiments_on_the_same_data_share_runs():
     assert len(set.intersection(*shared)) == 3  # SSD4Rec as it comes, three seeds
 
 
+def test_equal_wall_time_is_the_only_limit():
+    for run in planned("supervision")[2]:
+        assert min(run.settings["epochs"], run.settings["stopping_step"]) > 10_000 and run.settings["max_train_s"]
+
+
 def test_time_orders_have_tables_of_their_own():
     assert planned("time_order")[0].separate_tables is True
 

@@ -51,6 +51,11 @@ def test_comparisons_share_the_runs_of_one_folder(compared, tmp_path):
     assert "another label" in reports(Path("b"))["report.md"] and not Path("a/runs").exists()
 
 
+def test_one_folder_may_hold_report_and_runs(compared):
+    assert compared(runs="a", output="a") == 0
+    assert Path("a/report.md").is_file() and len(list(Path("a").glob("*/result.json"))) == 2
+
+
 def test_changed_settings_are_new_runs(compared):
     compared(learning_rate="0.001")
     compared(learning_rate="0.01")
@@ -134,7 +139,7 @@ def test_resume_after_a_kill_at_any_point_gives_the_same_report(compared, tmp_pa
     whole, expected = tmp_path / "whole", reports()
     shutil.copytree(FOLDER, whole)
     order = [path.relative_to(whole) for path in stages(whole)]
-    assert len(order) == 2 * 4 + 1 + 4
+    assert len(order) == 2 * 4 + 1 + 5
     for number, last in enumerate(order):
         for half in (False, True):
             shutil.rmtree(FOLDER)

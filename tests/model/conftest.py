@@ -38,7 +38,7 @@ def packed(histories, targets=None, negatives=None, gaps=None) -> Interaction:
         "cu_seqlens": torch.tensor([0, *map(len, histories)]).cumsum(0).int(),
     }
     if gaps is not None:
-        fields["timestamp_gaps"] = torch.as_tensor(gaps)
+        fields["time_gaps"] = torch.as_tensor(gaps)
     if targets is not None:
         fields["item_id"] = torch.as_tensor(targets)
     if negatives is not None:
