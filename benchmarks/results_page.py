@@ -60,8 +60,8 @@ def overview(by_data: dict) -> str:
                     continue
                 best = max(done, key=lambda row: fmean(row["test"][metric]))
                 fast = min(done, key=lambda row: row["epoch_s"])
-                cells = [f"{_label(row)} {_mean_sd(row.get('test', {}).get(metric, []))}" for row in (best, first)]
-                cells += [_difference(best, first, metric), f"{_label(fast)} {fast['epoch_s']:.2f}"]
+                cells = [f"{row['name']} {_mean_sd(row.get('test', {}).get(metric, []))}" for row in (best, first)]
+                cells += [_difference(best, first, metric), f"{fast['name']} {fast['epoch_s']:.2f}"]
                 lines.append("| " + " | ".join([data, link, *cells]) + " |")
     return "\n".join(lines)
 
@@ -86,7 +86,7 @@ def sentences(table: dict, metric: str | None) -> str:
     done = _done(table)
     fast, slow = (pick(done, key=lambda row: row["epoch_s"]) for pick in (min, max))
     cost = (
-        f"An epoch takes {fast['epoch_s']:.2f} s with {_label(fast)} and {slow['epoch_s']:.2f} s with {_label(slow)}, "
+        f"An epoch takes {fast['epoch_s']:.2f} s with {fast['name']} and {slow['epoch_s']:.2f} s with {slow['name']}, "
         f"{slow['epoch_s'] / fast['epoch_s']:.1f} times as long."
     )
     first, *others = table["models"]
@@ -103,7 +103,7 @@ def sentences(table: dict, metric: str | None) -> str:
         ("cannot be told from",) * 2: [row for row in compared if row not in told],
         ("has one seed, too few to tell it from", "have one seed, too few to tell them from"): alone,
     }
-    said = [f"{_names(rows)} {verbs[len(rows) > 1]} {_label(first)}" for verbs, rows in kinds.items() if rows]
+    said = [f"{_names(rows)} {verbs[len(rows) > 1]} {first['name']}" for verbs, rows in kinds.items() if rows]
     return f"In test {metric}, {'; '.join(said)}. {cost}" if said else cost
 
 
@@ -112,7 +112,7 @@ def _open(row: dict) -> bool:
 
 
 def _names(rows: list[dict]) -> str:
-    *others, last = map(_label, rows)
+    *others, last = [row["name"] for row in rows]
     return f"{', '.join(others)} and {last}" if others else last
 
 
@@ -145,7 +145,7 @@ def _table(table: dict, metric: str) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     for row in done:
         found = row["difference"]
-        cells = [_label(row), str(len(row["seeds"])), *(_mean_sd(row["test"][name]) for name in metrics)]
+        cells = [row["name"], str(len(row["seeds"])), *(_mean_sd(row["test"][name]) for name in metrics)]
         cells += [_mean_sd(row["test_other_history"])] if both else []
         first = table["models"][0]
         cells += [_mean_sd(row["valid"]), "" if row is first else _difference(row, first, metric)]
@@ -195,11 +195,6 @@ def _question(name: str) -> str:
 
 def _done(table: dict) -> list[dict]:
     return [row for row in table["models"] if row.get("test")]
-
-
-def _label(row: dict) -> str:
-    cut = row.get("cut", 0)
-    return row["label"] + ("" if not cut else " (cut)" if cut == len(row["seeds"]) else f" ({cut} cut)")
 
 
 def _mean_sd(values: list[float]) -> str:

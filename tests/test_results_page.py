@@ -15,7 +15,14 @@ spec.loader.exec_module(results_page)
 def row(label, ndcg, epoch_s=1.0, difference=None, cut=0, curve=((5.0, 0.05), (9.0, 0.1))):
     found = difference and dict(zip(("mean", "low", "high", "p_holm"), difference, strict=True))
     return {
-        **{"label": label, "runs": 2, "seeds": [2020, 2021][: len(ndcg)], "cut": cut, "difference": found},
+        **{
+            "label": label,
+            "name": f"{label} (cut)" if cut else label,
+            "runs": 2,
+            "seeds": [2020, 2021][: len(ndcg)],
+            "cut": cut,
+            "difference": found,
+        },
         **{"test": {"hit@10": ndcg, "ndcg@10": ndcg}, "valid": [0.1] * len(ndcg), "epoch_s": epoch_s},
         **{
             "test_other_history": [2 * value for value in ndcg],
@@ -32,7 +39,7 @@ ROWS = [
     row("better", [0.2, 0.3], difference=(0.1, 0.05, 0.15, 0.01), epoch_s=1.5, curve=((2.0, 0.2),)),
     row("worse", [0.05, 0.06], difference=(-0.1, -0.15, -0.05, 0.02), cut=2, curve=((2.0, 0.01),)),
     row("alike", [0.1, 0.21], difference=(0.0, -0.1, 0.1, 0.9), cut=1),
-    {"label": "failing", "runs": 2, "seeds": []},
+    {"label": "failing", "name": "failing", "runs": 2, "seeds": []},
 ]
 
 
@@ -69,7 +76,7 @@ def test_the_page_holds_numbers_machine_and_commit(folder):
     better = "0.2500 ± 0.0707 | 0.2500 ± 0.0707 | 0.5000 ± 0.1414"
     assert f"| SASRec | 2 | {first} | 0.1000 ± 0.0000 |  |  |  | 6.00 | 9 | 1,234 | 9 |" in page
     assert f"| better | 2 | {better} | 0.1000 ± 0.0000 | +0.1000 | +0.0500 to +0.1500 | 0.010 |" in page
-    assert "| worse (cut) | 2 |" in page and "| alike (1 cut) | 2 |" in page and "| failing | none of 2 |" in page
+    assert "| worse (cut) | 2 |" in page and "| alike (cut) | 2 |" in page and "| failing | none of 2 |" in page
     assert (
         "40 users, 41 test targets, split 0123456789ab, protocol A, time order exact. a processor, 1 thread(s)" in page
     )
@@ -85,7 +92,7 @@ def test_sentences_say_what_the_intervals_say():
     said = results_page.sentences({"models": [*ROWS, lucky, row("one", [0.2])]}, "ndcg@10")
     cost = "An epoch takes 1.00 s with worse (cut) and 6.00 s with SASRec, 6.0 times as long."
     assert said == (
-        "In test ndcg@10, better beats SASRec; worse (cut) stays behind SASRec; alike (1 cut) and lucky cannot be told "
+        "In test ndcg@10, better beats SASRec; worse (cut) stays behind SASRec; alike (cut) and lucky cannot be told "
         f"from SASRec; one has one seed, too few to tell it from SASRec. {cost}"
     )
     assert results_page.sentences({"models": ROWS}, None) == cost
@@ -94,7 +101,7 @@ def test_sentences_say_what_the_intervals_say():
 def test_a_first_row_without_a_result_is_told(folder):
     file = folder / "tiny" / "losses" / "summary.json"
     summary = json.loads(file.read_text())
-    summary["tables"][0]["models"].insert(0, {"label": "first", "runs": 2, "seeds": []})
+    summary["tables"][0]["models"].insert(0, {"label": "first", "name": "first", "runs": 2, "seeds": []})
     file.write_text(json.dumps(summary))
     page = results_page.page(folder)
     assert "first, which the others are compared with, has no result. An epoch takes" in page

@@ -50,7 +50,11 @@ def _table(models: list[Model], metric: str) -> dict:
 
 def _model(model: Model, metrics: list[str], metric: str) -> dict:
     settings = model.records[0].run.settings
-    row = {"label": model.label, "settings": {key: value for key, value in settings.items() if key != "seed"}}
+    row = {
+        "label": model.label,
+        "name": model.name,
+        "settings": {key: value for key, value in settings.items() if key != "seed"},
+    }
     row |= {"shipped": model.records[0].run.shipped, "runs": len(model.records), "seeds": _seeds(model)}
     if not model.done:
         return row
