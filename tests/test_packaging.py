@@ -94,6 +94,7 @@ def test_recboles_models_leave_anomaly_detection_off():
         assert done.stdout.split()[-1] == expected
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_commit_is_that_of_our_own_checkout(tmp_path, monkeypatch):
     """A copy in somebody's project has none, though that project has one."""
 
