@@ -20,10 +20,10 @@ LEVEL = 0.05  # of p after Holm
 SHARE = 0.99  # of the best validation of a model, for the time to quality
 INTRODUCTION = """# Results
 Every number here is made from the data files beside the reports that are linked (`python benchmarks/results_page.py`),
-and every table from the command under it. Test figures are those of the epoch with the best validation; ± is the
-standard deviation over seeds; an interval is that of the difference from the first row, from a paired bootstrap over
-users and seeds, and p is corrected after Holm. (cut): a time limit ended the training. Seconds are those of the machine
-that is named, and compare inside a table."""
+and every table by the command under it, with its files as they stood at the commit that is named. Test figures are
+those of the epoch with the best validation; ± is the standard deviation over seeds; an interval is that of the
+difference from the first row, from a paired bootstrap over users and seeds, and p is corrected after Holm. (cut): a
+time limit ended the training. Seconds are those of the machine that is named, and compare inside a table."""
 
 
 def page(folder: Path = ROOT / "benchmarks" / "results" / "experiments") -> str:
@@ -47,8 +47,8 @@ def _place(file: Path) -> tuple:
 
 def overview(by_data: dict) -> str:
     """One line for each experiment: what was best, what the first row was, what trains fastest."""
-    header = ("on", "experiment", "best on test", "the first row", "difference", "fewest seconds an epoch")
-    lines = ["## In one screen", "", "| " + " | ".join(header) + " |", "|---|---|---|---|---:|---|"]
+    header = ("on", "experiment", "seeds", "best on test", "the first row", "difference", "fewest seconds an epoch")
+    lines = ["## In one screen", "", "| " + " | ".join(header) + " |", "|---|---|---:|---|---|---:|---|"]
     for data, summaries in by_data.items():
         for file, summary in summaries:
             if file.parent.name in COST_ONLY:
@@ -62,7 +62,9 @@ def overview(by_data: dict) -> str:
                 fast = min(done, key=lambda row: row["epoch_s"])
                 cells = [f"{row['name']} {_mean_sd(row.get('test', {}).get(metric, []))}" for row in (best, first)]
                 cells += [_difference(best, first, metric), f"{fast['name']} {fast['epoch_s']:.2f}"]
-                lines.append("| " + " | ".join([data, link, *cells]) + " |")
+                lines.append(
+                    "| " + " | ".join([data, link, str(max(len(row["seeds"]) for row in done)), *cells]) + " |"
+                )
     return "\n".join(lines)
 
 

@@ -82,7 +82,9 @@ def test_the_page_holds_numbers_machine_and_commit(folder):
     )
     assert "seeds 2020, 2021. commit 1234567." in page
     assert "losses/report.md), 2 runs at a time:\n\n```bash\nthe command\n```" in page
-    line = "| [models](#tiny-models) | better 0.2500 ± 0.0707 | SASRec 0.1500 ± 0.0707 | +0.1000 | worse (cut) 1.00 |"
+    line = (
+        "| [models](#tiny-models) | 2 | better 0.2500 ± 0.0707 | SASRec 0.1500 ± 0.0707 | +0.1000 | worse (cut) 1.00 |"
+    )
     assert line in page
     assert "![validation over seconds](benchmarks/results/experiments/tiny/losses/curves.png)" in page
 
@@ -105,7 +107,7 @@ def test_a_first_row_without_a_result_is_told(folder):
     file.write_text(json.dumps(summary))
     page = results_page.page(folder)
     assert "first, which the others are compared with, has no result. An epoch takes" in page
-    assert "| tiny | [losses](#tiny-losses) | better 0.2500 ± 0.0707 | first  |  | worse (cut) 1.00 |" in page
+    assert "| tiny | [losses](#tiny-losses) | 2 | better 0.2500 ± 0.0707 | first  |  | worse (cut) 1.00 |" in page
 
 
 def test_time_to_quality_is_the_first_validation_that_is_as_good():
