@@ -28,33 +28,34 @@ def quick_start_sentence() -> str:
 def speed_table() -> str:
     """One epoch on ml-100k, as benchmarks/training.py measured it."""
     record = json.loads((RESULTS / "training.json").read_text(encoding="utf-8"))
-    base = record["rounds"]["SASRec L=50"]
+    bases = [f"{model} L=50" for model in ("SASRec", "GRU4Rec")]
     lines = [
-        "| one training epoch on ml-100k | tokens | seconds | times as fast as SASRec | as GRU4Rec | peak MB |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| on ml-100k | tokens | epoch s | evaluation s | times as fast as SASRec | as GRU4Rec | peak MB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for name in ("SASRec L=50", "GRU4Rec L=50", "SSD4Rec readout", "SSD4Rec none"):
+    for name, seconds in record["epoch_s"].items():
         ratios = record["ratios"].get(name, {})
-        shown = [ratios.get(f"times faster than {other}") for other in ("SASRec L=50", "GRU4Rec L=50")]
-        whose = "RecBole's " if name in ("SASRec L=50", "GRU4Rec L=50") else ""
+        whose = "" if ratios else "RecBole's "
+        cells = [_two(ratios, f"times faster than {base}") for base in bases]
+        report = record["reports"][name]
         lines.append(
-            f"| {whose}{name} | {record['reports'][name]['tokens']:,} | {record['epoch_s'][name]:.1f} | "
-            + " | ".join("" if ratio is None else f"{ratio:.0f}" for ratio in shown)
-            + f" | {record['reports'][name]['peak_mb']:,.0f} |"
+            f"| {whose}{name} | {report['tokens']:,} | {seconds:.1f} | {record['evaluation_s'][name]:.2f} | "
+            f"{' | '.join(cells)} | {report['peak_mb']:,.0f} |"
         )
-    return "\n".join([*lines, "", _source(record, len(base))])
-
-
-def anomaly_sentence() -> str:
-    """What RecBole's anomaly detection costs its models, as benchmarks/anomaly.py measured it."""
-    record = json.loads((RESULTS / "anomaly.json").read_text(encoding="utf-8"))
-    ratios = [record[model]["times as long with anomaly detection"] for model in ("GRU4Rec", "SASRec")]
-    return (
-        "RecBole's rows are RecBole as it comes: importing its models switches torch's anomaly detection on. "
-        f"Run by this package it is off, and a step of GRU4Rec takes {1 / ratios[0]:.2f} of that time, of SASRec "
-        f"{1 / ratios[1]:.2f}: against them SSD4Rec is so much less ahead (`python benchmarks/anomaly.py`, data in "
-        "[benchmarks/results/anomaly.json](benchmarks/results/anomaly.json))."
+    explained = (
+        "Importing RecBole's models switches torch's anomaly detection on, which is RecBole as it comes; run by this "
+        "package it is off. The first ratio is to RecBole as it comes, the second to RecBole as it runs here."
     )
+    floors = ", ".join(
+        f"{found['times the arithmetic floor']:.1f} ({name})" for name, found in record["ratios"].items()
+    )
+    floor = f"Times the time that torch.mm takes for as many operations: {floors}."
+    return "\n".join([*lines, "", explained, floor, _source(record, len(record["rounds"][bases[0]]))])
+
+
+def _two(ratios: dict, name: str) -> str:
+    """The ratios to a baseline as it comes and as it runs here."""
+    return f"{ratios[f'{name}, as it comes']:.0f} / {ratios[name]:.0f}" if ratios else ""
 
 
 def model_records(folder: Path = RESULTS / "models") -> dict[str, list[dict]]:
@@ -192,7 +193,6 @@ PARTS = {
     for part in (
         quick_start_sentence,
         speed_table,
-        anomaly_sentence,
         preparation_sentence,
         memory_sentence,
         models_table,

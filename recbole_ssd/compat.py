@@ -46,7 +46,7 @@ def sequential_models() -> ModuleType:
     """RecBole's package of sequential models, imported without what its SINE does to the whole process.
 
     sine.py:25 switches torch's anomaly detection on, for every model and for good: a step of GRU4Rec or SASRec then
-    takes twice as long (benchmarks/anomaly.py).
+    takes twice as long (benchmarks/training.py).
     """
     enabled = torch.is_anomaly_enabled()
     module = importlib.import_module("recbole.model.sequential_recommender")
