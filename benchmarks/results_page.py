@@ -7,9 +7,11 @@ it.
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from statistics import fmean
+
+from recbole_ssd.comparison.summary import mean_sd
+from recbole_ssd.result import other_history
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "benchmarks" / "experiments"
@@ -60,7 +62,7 @@ def overview(by_data: dict) -> str:
                     continue
                 best = max(done, key=lambda row: fmean(row["test"][metric]))
                 fast = min(done, key=lambda row: row["epoch_s"])
-                cells = [f"{row['name']} {_mean_sd(row.get('test', {}).get(metric, []))}" for row in (best, first)]
+                cells = [f"{row['name']} {mean_sd(row.get('test', {}).get(metric, []))}" for row in (best, first)]
                 cells += [_difference(best, first, metric), f"{fast['name']} {fast['epoch_s']:.2f}"]
                 lines.append(
                     "| " + " | ".join([data, link, str(max(len(row["seeds"]) for row in done)), *cells]) + " |"
@@ -98,19 +100,17 @@ def sentences(table: dict, metric: str | None) -> str:
         return f"{first['label']}, which the others are compared with, has no result. {cost}"
     compared = [row for row in others if row.get("difference")]
     alone = [row for row in others if row.get("test") and not row["difference"]]
-    told = [row for row in compared if row["difference"]["p_holm"] < LEVEL and not _open(row)]
+    told = [row for row in compared if row["difference"]["p_holm"] < LEVEL]
+    better = [row for row in told if row["difference"]["low"] > 0]
+    worse = [row for row in told if row["difference"]["high"] < 0]
     kinds = {
-        ("beats", "beat"): [row for row in told if row["difference"]["low"] > 0],
-        ("stays behind", "stay behind"): [row for row in told if row["difference"]["high"] < 0],
-        ("cannot be told from",) * 2: [row for row in compared if row not in told],
+        ("beats", "beat"): better,
+        ("stays behind", "stay behind"): worse,
+        ("cannot be told from",) * 2: [row for row in compared if row not in better + worse],
         ("has one seed, too few to tell it from", "have one seed, too few to tell them from"): alone,
     }
     said = [f"{_names(rows)} {verbs[len(rows) > 1]} {first['name']}" for verbs, rows in kinds.items() if rows]
     return f"In test {metric}, {'; '.join(said)}. {cost}" if said else cost
-
-
-def _open(row: dict) -> bool:
-    return row["difference"]["low"] <= 0 <= row["difference"]["high"]
 
 
 def _names(rows: list[dict]) -> str:
@@ -139,7 +139,7 @@ def _table(table: dict, metric: str) -> str:
     metrics = sorted(done[0]["test"], key=lambda name: name != metric)
     names = [f"test {name}" for name in metrics]
     both = any(row.get("test_other_history") for row in done)
-    names += [f"test {metric}, history {_other(table)}"] if both else []
+    names += [f"test {metric}, history {other_history(table['protocol'])}"] if both else []
     header = ["", "seeds", *names, f"valid {metric}", "difference", "95 %", "p", "epoch s", "s to best", "peak MB"]
     quality = time_to_quality(table, "SASRec", metric)
     if quality:
@@ -147,10 +147,10 @@ def _table(table: dict, metric: str) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     for row in done:
         found = row["difference"]
-        cells = [row["name"], str(len(row["seeds"])), *(_mean_sd(row["test"][name]) for name in metrics)]
-        cells += [_mean_sd(row["test_other_history"])] if both else []
+        cells = [row["name"], str(len(row["seeds"])), *(mean_sd(row["test"][name]) for name in metrics)]
+        cells += [mean_sd(row["test_other_history"])] if both else []
         first = table["models"][0]
-        cells += [_mean_sd(row["valid"]), "" if row is first else _difference(row, first, metric)]
+        cells += [mean_sd(row["valid"]), "" if row is first else _difference(row, first, metric)]
         cells += [f"{found['low']:+.4f} to {found['high']:+.4f}", f"{found['p_holm']:.3f}"] if found else ["", ""]
         memory = row["peak_gpu_mb"] or row["peak_rss_mb"]
         cells += [f"{row['epoch_s']:.2f}", f"{row['seconds_to_best']:,.0f}", f"{memory:,.0f}" if memory else ""]
@@ -159,10 +159,6 @@ def _table(table: dict, metric: str) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [f"| {row['label']} | none of {row['runs']} |" + " |" * (len(header) - 2) for row in others]
     return "\n".join(lines)
-
-
-def _other(table: dict) -> str:
-    return "kept" if table["protocol"]["history"] == "excluded" else "excluded"
 
 
 def _measured(summaries: list) -> str:
@@ -197,11 +193,6 @@ def _question(name: str) -> str:
 
 def _done(table: dict) -> list[dict]:
     return [row for row in table["models"] if row.get("test")]
-
-
-def _mean_sd(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{fmean(values):.4f}{spread}" if values else ""
 
 
 def _difference(row: dict, first: dict, metric: str) -> str:

@@ -11,6 +11,8 @@ import statistics
 from pathlib import Path
 from statistics import fmean
 
+from recbole_ssd.comparison.summary import mean_sd
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -80,7 +82,7 @@ def models_table() -> str:
         lines.append(
             f"| {whose}{model}{' ¹' if cut else ''} | {len(runs)} | "
             + " | ".join(
-                _mean_sd([run[split][metric] for run in runs])
+                mean_sd([run[split][metric] for run in runs])
                 for split, metric in (
                     ("test_result", "ndcg@10"),
                     ("test_result", "hit@10"),
@@ -115,7 +117,7 @@ def explanation_sentence() -> str:
         f"{name.removeprefix('PackedSASRec ')} {runs[0]['best_valid_result']['ndcg@10']:.4f}"
         for name, runs in every.items()
     )
-    shown = [_mean_sd([run["best_valid_result"]["ndcg@10"] for run in runs]) for runs in (plain, convolved)]
+    shown = [mean_sd([run["best_valid_result"]["ndcg@10"] for run in runs]) for runs in (plain, convolved)]
     return (
         "PackedSASRec is behind the recurrent models in good part because attention over whole histories does not see "
         "what came just before: with a causal convolution of four taps in front of it, as Mamba has one, its "
@@ -123,11 +125,6 @@ def explanation_sentence() -> str:
         f"explain it (seed 2020, unchanged {first['best_valid_result']['ndcg@10']:.4f}): {others} "
         "([benchmarks/results/models/explanations](benchmarks/results/models/explanations))."
     )
-
-
-def _mean_sd(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{fmean(values):.4f}{spread}"
 
 
 def _seconds_to_best(run: dict) -> float:

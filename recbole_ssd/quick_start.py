@@ -92,7 +92,6 @@ def _run(config: Config, saved: bool, verbose: bool) -> dict:
     trainer.tensorboard.close()
 
     more = {
-        "test_result_other_history": other_result and {name: float(value) for name, value in other_result.items()},
         "split_fingerprint": split_fingerprint(valid_data, test_data),
         "best_valid_score": best_valid_score,
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -100,7 +99,7 @@ def _run(config: Config, saved: bool, verbose: bool) -> dict:
         "checkpoint": trainer.saved_model_file if saved else None,
         "log_file": log_file(),
     }
-    result = make_result(config, trainer, train_data, best_valid_result, test_result, **more)
+    result = make_result(config, trainer, train_data, best_valid_result, test_result, other_result, **more)
     _report(result, config, ranks, train_data, test_data)
     return result
 

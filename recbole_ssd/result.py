@@ -33,7 +33,15 @@ def check_result_file(path: Path | str | None) -> None:
     check_folder(path.parent, "the folder of result_file")
 
 
-def make_result(config, trainer, train_data, best_valid_result: dict | None, test_result: dict | None, **more) -> dict:
+def make_result(
+    config,
+    trainer,
+    train_data,
+    best_valid_result: dict | None,
+    test_result: dict | None,
+    other_result: dict | None = None,
+    **more,
+) -> dict:
     """The result of a run.
 
     Args:
@@ -42,6 +50,7 @@ def make_result(config, trainer, train_data, best_valid_result: dict | None, tes
         train_data: the loader of the training data.
         best_valid_result: of the best epoch, or None without validation.
         test_result: of the test data, or None without.
+        other_result: the same with the history treated the other way, or None without.
         **more: entries that only the caller knows.
     """
     gpu = trainer.device.type == "cuda"
@@ -51,6 +60,7 @@ def make_result(config, trainer, train_data, best_valid_result: dict | None, tes
         "seed": config["seed"],
         "best_valid_result": _numbers(best_valid_result),
         "test_result": _numbers(test_result),
+        "test_result_other_history": _numbers(other_result),
         "best_epoch": trainer.best_epoch,
         "cut": trainer.cut,
         "valid_by_epoch": [{**entry, "result": _numbers(entry["result"])} for entry in trainer.valid_by_epoch],
@@ -148,7 +158,7 @@ def describe(result: dict) -> str:
     kept = result["protocol"]
     letter = f"protocol {kept['letter']}: " if kept["letter"] else ""
     mode = " / ".join(dict.fromkeys(kept["mode"].values()))
-    epochs = len(result["epoch_s"])
+    epochs, other = len(result["epoch_s"]), result.get("test_result_other_history")
     seconds = f"{statistics.median(result['epoch_s']):.2f} (median of {epochs})" if epochs else "none was trained"
     cut = ", ended by max_train_s" if result["cut"] else ""
     peak = [f"{result['peak_rss_mb']:,.0f} MB"] if result["peak_rss_mb"] else []
@@ -159,7 +169,7 @@ def describe(result: dict) -> str:
         "measured": f"{letter}{kept['split']}, {mode} ranking, history {kept['history']}",
         "validation": f"{_line(result['best_valid_result'])}  (best epoch {result['best_epoch']})",
         "test": _line(result["test_result"]),
-        **_other_history(result, kept),
+        **({f"test, {other_history(kept)}": _line(other)} if other else {}),
         "epoch seconds": seconds,
         "total seconds": f"{result['train_s'] + result['eval_s']:.1f} (training {result['train_s']:.1f}{cut})",
         "peak memory": ", ".join(peak),
@@ -168,9 +178,9 @@ def describe(result: dict) -> str:
     return "\n".join(f"  {name:<15}{text}" for name, text in lines.items())
 
 
-def _other_history(result: dict, kept: dict) -> dict:
-    other = result.get("test_result_other_history")
-    return {"test, kept" if kept["history"] == "excluded" else "test, excluded": _line(other)} if other else {}
+def other_history(kept: dict) -> str:
+    """What a protocol does not do with the history: `kept` or `excluded`."""
+    return "kept" if kept["history"] == "excluded" else "excluded"
 
 
 def _line(metrics: dict | None) -> str:

@@ -34,7 +34,10 @@ def digest(parts: list[list[Model]], metric: str, command: str, jobs: int) -> di
 
 def _distinct(values) -> list:
     found = []
-    return [value for value in values if value not in found and not found.append(value)]
+    for value in values:  # some are dicts, which no set takes
+        if value not in found:
+            found.append(value)
+    return found
 
 
 def _table(models: list[Model], metric: str) -> dict:
@@ -55,7 +58,11 @@ def _model(model: Model, metrics: list[str], metric: str) -> dict:
         "name": model.name,
         "settings": {key: value for key, value in settings.items() if key != "seed"},
     }
-    row |= {"shipped": model.records[0].run.shipped, "runs": len(model.records), "seeds": _seeds(model)}
+    row |= {
+        "shipped": model.records[0].run.shipped,
+        "runs": len(model.records),
+        "seeds": [record.run.seed for record in model.done],
+    }
     if not model.done:
         return row
     row |= {"cut": sum(record.cut for record in model.done)}
@@ -73,10 +80,6 @@ def _model(model: Model, metrics: list[str], metric: str) -> dict:
     row |= {name: _mean(model, lambda r, name=name: r.result[name]) for name in COSTS}
     row["curves"] = [_curve(record, metric) for record in model.done]
     return row
-
-
-def _seeds(model: Model) -> list[int]:
-    return [record.run.seed for record in model.done]
 
 
 def _mean(model: Model, value) -> float | None:

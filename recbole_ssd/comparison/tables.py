@@ -7,6 +7,7 @@ from statistics import fmean
 from recbole_ssd.comparison.document import Table
 from recbole_ssd.comparison.records import DONE, FAILED, INTERRUPTED, PENDING, Record
 from recbole_ssd.comparison.summary import Model, by_group, epoch_s, mean_sd, shown_metrics
+from recbole_ssd.result import other_history
 
 
 def accuracy_table(models: list[Model], metric: str) -> Table:
@@ -15,7 +16,8 @@ def accuracy_table(models: list[Model], metric: str) -> Table:
     first = models[0].label
     header = ["model", "seeds", *(f"test {name}" for name in metrics), f"valid {metric}"]
     others = [model.test_other_history(metric) for model in models]
-    other = [f"test {metric}, history {_other(models)}"] if any(others) else []
+    measured = next((model.done[0].result["protocol"] for model in models if model.done), None)
+    other = [f"test {metric}, history {other_history(measured)}"] if any(others) else []
     header += [*other, f"{metric} - {first}", "95 % interval", "p (Holm)"]
     rows = []
     for model, values in zip(models, others, strict=True):
@@ -25,12 +27,6 @@ def accuracy_table(models: list[Model], metric: str) -> Table:
     if len(models) == 1:
         return Table(header[:-3], [row[:-3] for row in rows])
     return Table(header, rows)
-
-
-def _other(models: list[Model]) -> str:
-    """What `both_protocols` did with the history: not what the protocol of these models does."""
-    kept = next(model.done[0] for model in models if model.done).result["protocol"]["history"] == "kept"
-    return "excluded" if kept else "kept"
 
 
 def _difference(model: Model, first: Model, metric: str) -> list[str]:

@@ -18,38 +18,31 @@ from recbole_ssd.data.segments import ALL_POSITIONS
 NEGATIVES = 1  # keeps the generator of the negatives apart from the plan's
 
 
-def packed_stream(events, start, lengths, gaps=None):
+def packed_stream(items, start, lengths, gaps=None):
     """The input fields of a packed batch.
 
     Args:
-        events (EventLog): The log.
+        items (numpy.ndarray): Items of the log, shape (n,).
         start (numpy.ndarray): First event of each segment, shape (s,).
         lengths (numpy.ndarray): Inputs of each segment, shape (s,).
-        gaps (str or None): The name that `EventLog.gaps` get, if the model reads them.
+        gaps (numpy.ndarray or None): `EventLog.gaps`, if the model reads them, shape (n,).
 
     Returns:
         tuple[dict[str, torch.Tensor], numpy.ndarray]: `stream` (t,) int64, `cu_seqlens` (s+1,) int32,
-        `max_seqlen` (longest, 0) float32, the gaps if asked for, (t,) float32; and the stream's positions in the log,
+        `max_seqlen` (longest, 0) float32, with gaps `time_gaps` (t,) float32; and the stream's positions in the log,
         shape (t,).
     """
     cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=cu_seqlens[1:])
     position = slices_index(start, lengths)
     fields = {
-        "stream": torch.from_numpy(events.items[position]),
+        "stream": torch.from_numpy(items[position]),
         "cu_seqlens": torch.from_numpy(cu_seqlens),
         "max_seqlen": torch.empty(int(lengths.max()), 0),
     }
-    if gaps:
-        fields[gaps] = torch.from_numpy(events.gaps[position])
+    if gaps is not None:
+        fields["time_gaps"] = torch.from_numpy(gaps[position])
     return fields, position
-
-
-def _prepared(events, names):
-    """The log, its gaps worked out where they will be read: here, and not in every worker."""
-    if names["gaps"]:
-        events.gaps  # noqa: B018
-    return events
 
 
 class TrainBatches(Dataset):
@@ -59,14 +52,15 @@ class TrainBatches(Dataset):
         dataset (SequentialDataset): The training data set.
         segments (Segments): What to train on.
         sampler (NegativeSampler or None): Draws negatives if the loss needs them.
-        names (dict[str, str]): Field names: user, item, stream, gaps (None without), negative.
+        names (dict[str, str]): Field names: user, item, stream, negative.
         caps (tuple[int, int]): Most tokens and most targets of one batch.
         seed (int): Seed of the plan and of the negatives.
         shuffle (bool): Whether users are mixed anew each epoch.
+        gaps (numpy.ndarray or None): As `packed_stream` takes them.
     """
 
-    def __init__(self, dataset, segments, sampler, names, caps, seed, shuffle):
-        self.events = _prepared(dataset.inter_feat.events, names)
+    def __init__(self, dataset, segments, sampler, names, caps, seed, shuffle, gaps=None):
+        self.items, self.gaps = dataset.inter_feat.events.items, gaps
         self.segments, self.sampler, self.names = segments, sampler, names
         self.caps, self.seed, self.shuffle = caps, seed, shuffle
         self.set_epoch(0)
@@ -84,8 +78,8 @@ class TrainBatches(Dataset):
     def __getitem__(self, k):
         chosen = self.plan[k]
         start, end = self.segments.start[chosen], self.segments.end[chosen]
-        fields, position = packed_stream(self.events, start, end - start, self.names["gaps"])
-        targets = self.events.items[position + 1 if self.segments.supervision == ALL_POSITIONS else end]
+        fields, position = packed_stream(self.items, start, end - start, self.gaps)
+        targets = self.items[position + 1 if self.segments.supervision == ALL_POSITIONS else end]
         batch = {
             self.names["user"]: torch.from_numpy(self.segments.user[chosen]),
             self.names["stream"]: fields.pop("stream"),
@@ -104,16 +98,16 @@ class EvalBatches(Dataset):
     Args:
         dataset (SequentialDataset): The data set of the phase.
         rule (RankingRule): What must not rank.
-        names (dict[str, str]): Field names: user, item, stream, gaps (None without).
+        names (dict[str, str]): Field names: user, item, stream.
         plan (list[numpy.ndarray]): Rows of each batch.
         packed (bool): Packed streams, or RecBole's padded windows.
         transform (Callable): RecBole's transform of padded batches.
+        gaps (numpy.ndarray or None): As `packed_stream` takes them.
     """
 
-    def __init__(self, dataset, rule, names, plan, packed, transform):
+    def __init__(self, dataset, rule, names, plan, packed, transform, gaps=None):
         self.recbole_dataset, self.rule, self.names = dataset, rule, names
-        _prepared(dataset.inter_feat.events, names)
-        self.plan, self.packed, self.transform = plan, packed, transform
+        self.plan, self.packed, self.transform, self.gaps = plan, packed, transform, gaps
 
     def __len__(self):
         return len(self.plan)
@@ -128,7 +122,7 @@ class EvalBatches(Dataset):
 
     def _packed(self, index):
         rows = self.recbole_dataset.inter_feat[index]
-        fields, _ = packed_stream(rows.events, rows.table[:, 1], rows.lengths(), self.names["gaps"])
+        fields, _ = packed_stream(rows.events.items, rows.table[:, 1], rows.lengths(), self.gaps)
         return Interaction(
             {
                 self.names["user"]: torch.from_numpy(rows.table[:, 0].copy()),

@@ -33,9 +33,12 @@ def _field_names(config):
         "user": config["USER_ID_FIELD"],
         "item": item,
         "stream": item + config["LIST_SUFFIX"],
-        "gaps": "time_gaps" if config["time_gaps"] else None,
         "negative": f"{config['NEG_PREFIX']}{item}",
     }
+
+
+def _gaps(config, dataset):
+    return dataset.inter_feat.events.gaps if config["time_gaps"] else None
 
 
 class _PlannedLoader(AbstractDataLoader):
@@ -79,7 +82,8 @@ class PackedTrainDataLoader(_PlannedLoader):
         caps = config["max_batch_tokens"], config["train_batch_size"]
         segments = train_segments(dataset.inter_feat, config["supervision"])
         sampler = _negative_sampler(config, counts)
-        batches = TrainBatches(dataset, segments, sampler, _field_names(config), caps, config["seed"], shuffle)
+        names, gaps = _field_names(config), _gaps(config, dataset)
+        batches = TrainBatches(dataset, segments, sampler, names, caps, config["seed"], shuffle, gaps)
         self._start(config, dataset, batches, shuffle)
         self._log_long(segments, caps)
 
@@ -152,12 +156,8 @@ class SequentialEvalDataLoader(_PlannedLoader, FullSortEvalDataLoader):
         cap = config["max_batch_tokens"]
         plan = plan_batches(np.arange(len(rows)), lengths, np.ones_like(lengths), cap, config["eval_batch_size"])
         rule = RankingRule(config, rows, phase, counts)
-        self._start(
-            config,
-            dataset,
-            EvalBatches(dataset, rule, _field_names(config), plan, packed, self.transform),
-            False,
-        )
+        names, gaps = _field_names(config), _gaps(config, dataset)
+        self._start(config, dataset, EvalBatches(dataset, rule, names, plan, packed, self.transform, gaps), False)
         self._log_long(lengths, cap, phase)
 
     @contextmanager

@@ -4,11 +4,10 @@ import pytest
 import torch
 
 from recbole_ssd.optimizer import KEPT, decay_groups, for_packed
-from tests.model.conftest import build  # noqa: F401
 
 
 @pytest.mark.parametrize("model", ["SSD4Rec", "Mamba4Rec", "MoEMaTrRec"])
-def test_weight_decay_draws_matrices_alone(build, model):  # noqa: F811
+def test_weight_decay_draws_matrices_alone(build, model):
     model = build(model)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimizer = for_packed(torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5), model)
@@ -24,7 +23,7 @@ def test_weight_decay_draws_matrices_alone(build, model):  # noqa: F811
     assert any(name.endswith("in_proj.weight") for name in drawn)
 
 
-def test_without_weight_decay_there_is_one_group(build):  # noqa: F811
+def test_without_weight_decay_there_is_one_group(build):
     model = build()
     (group,) = decay_groups(model, 0.0)
     assert len(group["params"]) == len(list(model.parameters()))
