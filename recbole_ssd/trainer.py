@@ -30,6 +30,7 @@ from recbole_ssd.environment import check_folder
 from recbole_ssd.learning_rate import LearningRate
 from recbole_ssd.optimizer import for_packed
 from recbole_ssd.precision import Precision
+from recbole_ssd.scores import has_nan, ranks_of
 from recbole_ssd.training_loop import train_epoch
 
 
@@ -244,16 +245,14 @@ class Trainer(RecBoleTrainer):
 
     def _full_sort_batch_eval(self, batched_data):
         interaction, scores, rows, items = super()._full_sort_batch_eval(batched_data)
-        if torch.isnan(scores).any():  # RecBole would rank them first
+        if has_nan(scores):  # RecBole would rank them first
             raise ValueError(
                 f"{self.config['model']} scores items with NaN: lower 'learning_rate' or set 'clip_grad_norm'"
             )
         if self.ranks is not None:
             rows, items = rows.to(scores.device), items.to(scores.device)
-            target = scores[rows, items].unsqueeze(1)  # (targets, 1)
-            ranks = (scores[rows] >= target).sum(dim=1)  # (targets,); in a tie the target is the last
             users = interaction[self.config["USER_ID_FIELD"]].to(scores.device)[rows]
-            self.ranks.append((users.cpu(), items.cpu(), ranks.cpu()))
+            self.ranks.append((users.cpu(), items.cpu(), ranks_of(scores, rows, items).cpu()))
         return interaction, scores, rows, items
 
     def _now(self) -> float:
