@@ -20,7 +20,7 @@ WORKED_OUT = (
     "test_neg_sample_args",
 )
 RENAMED = {"neg_sampling": "train_neg_sample_args", "training_neg_sample_num": "train_neg_sample_args"}
-PACKED_ONLY = ("supervision", "loss_precision", "label_smoothing", "cosine_temperature", "time_gaps")
+PACKED_ONLY = ("supervision", "loss_precision", "label_smoothing", "cosine_temperature", "repeat_bias", "time_gaps")
 
 ONE_OF = {
     "time_order": ("exact", "recbole"),

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from recbole_ssd.layers.time_gap import TimeGap
 from recbole_ssd.ops.cross_entropy import linear_cross_entropy
 from recbole_ssd.ops.packing import Segments
+from recbole_ssd.ops.seen import Seen
 
 LOSSES = ("CE", "BPR", "BCE")
+REPEAT_SCALE = 10.0  # a step of Adam moves the bias by ten learning rates: where nothing repeats it has far to go
 
 
 class Stream(NamedTuple):
@@ -33,10 +35,12 @@ class PackedSequentialRecommender(SequentialRecommender):
 
     A subclass builds `layers`, calls `initialize`, and implements `embed`. A layer is called layer(x, segments, last);
     see `layers.residual.Residual`. Scores are inner products with the item table that embeds the histories, or cosines
-    over `cosine_temperature`.
+    over `cosine_temperature`. With `repeat_bias` one learned number is added to the scores of the items that are in the
+    history: it tells a model how likely anything is consumed again, which vectors alone tell it badly, as the last
+    item's own is the most like the state.
 
     Reads `hidden_size`, `loss_type` (CE over all items; BPR and BCE with sampled negatives), `label_smoothing` and
-    `loss_precision` (of CE's matrix products), `cosine_temperature` and `time_gaps` from the config.
+    `loss_precision` (of CE's matrix products), `cosine_temperature`, `repeat_bias` and `time_gaps` from the config.
     """
 
     packed = True
@@ -51,6 +55,7 @@ class PackedSequentialRecommender(SequentialRecommender):
         self.cosine_temperature = config["cosine_temperature"]
         self.item_embedding = nn.Embedding(self.n_items, config.required("hidden_size"))
         self.time_gap = TimeGap(config["hidden_size"]) if config["time_gaps"] else None
+        self.repeat_bias = nn.Parameter(torch.zeros(())) if config["repeat_bias"] else None  # over REPEAT_SCALE
 
     def initialize(self, std: float) -> None:
         """Draws embeddings and linear layers from a normal distribution, with zero biases, as RecBole's models do.
@@ -101,6 +106,10 @@ class PackedSequentialRecommender(SequentialRecommender):
         """The user's state after every history, (S, d)."""
         return self._user(self.encode(stream, last=True))
 
+    def epoch_figures(self) -> dict[str, float]:
+        """What the trainer logs after an epoch."""
+        return {} if self.repeat_bias is None else {"repeat_bias": REPEAT_SCALE * self.repeat_bias.item()}
+
     def _user(self, hidden: Tensor) -> Tensor:
         """What an item's vector is multiplied by: in the precision of the item table, whatever autocast made of it."""
         hidden = hidden.to(self.item_embedding.weight.dtype)
@@ -114,16 +123,27 @@ class PackedSequentialRecommender(SequentialRecommender):
     def calculate_loss(self, interaction: Interaction) -> Tensor:
         stream = self.stream(interaction)
         target = interaction[self.POS_ITEM_ID]  # (T,): one after every token, or (S,): one after every segment
-        hidden = self.encode(stream, last=len(target) != len(stream.items))
+        last = len(target) != len(stream.items)
+        hidden = self.encode(stream, last)
         with torch.autocast(hidden.device.type, enabled=False):
-            return self._loss(self._user(hidden), target, interaction)
+            hidden, table = self._user(hidden), self._items()
+            if self.loss_type == "CE":
+                return self._cross_entropy(hidden, table, target, self._seen(stream, last))
+            return self._sampled_loss(hidden, table, target, interaction[self.NEG_ITEM_ID])
 
-    def _loss(self, hidden: Tensor, target: Tensor, interaction: Interaction) -> Tensor:
-        table = self._items()
-        if self.loss_type == "CE":
-            how = {"label_smoothing": self.label_smoothing, "precision": self.loss_precision}
-            return linear_cross_entropy(hidden, table, target, **how)
-        negatives = interaction[self.NEG_ITEM_ID].view(len(target), -1)  # (N, k)
+    def _cross_entropy(self, hidden: Tensor, table: Tensor, target: Tensor, seen: dict) -> Tensor:
+        how = {"label_smoothing": self.label_smoothing, "precision": self.loss_precision}
+        return linear_cross_entropy(hidden, table, target, **how, **seen)
+
+    def _seen(self, stream: Stream, last: bool) -> dict:
+        """What every row of the loss has seen and the bias of it, if there is one."""
+        if self.repeat_bias is None:
+            return {}
+        seen = Seen(stream.items, stream.segments, self.n_items, whole=last)
+        return {"seen": seen, "seen_bias": REPEAT_SCALE * self.repeat_bias}
+
+    def _sampled_loss(self, hidden: Tensor, table: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
+        negatives = negatives.view(len(target), -1)  # (N, k)
         positive = (hidden * F.embedding(target, table)).sum(-1, keepdim=True)  # (N, 1)
         negative = (hidden[:, None] * F.embedding(negatives, table)).sum(-1)  # (N, k)
         if self.loss_type == "BPR":
@@ -132,9 +152,20 @@ class PackedSequentialRecommender(SequentialRecommender):
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of all items for every history, (S, V), float32."""
+        stream = self.stream(interaction)
         with torch.autocast(self.device.type, enabled=False):
-            return self(self.stream(interaction)) @ self._items().t()
+            scores = self(stream) @ self._items().t()
+            if self.repeat_bias is not None:
+                places, _ = Seen(stream.items, stream.segments, self.n_items, whole=True).places()
+                bias = (REPEAT_SCALE * self.repeat_bias).expand(len(places))
+                scores.view(-1).scatter_add_(0, places, bias)
+        return scores
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Score of one item per history, (S,), float32."""
-        return (self(self.stream(interaction)) * F.embedding(interaction[self.ITEM_ID], self._items())).sum(-1)
+        stream, items = self.stream(interaction), interaction[self.ITEM_ID]
+        scores = (self(stream) * F.embedding(items, self._items())).sum(-1)
+        if self.repeat_bias is not None:
+            seen = Seen(stream.items, stream.segments, self.n_items, whole=True)
+            scores = scores + REPEAT_SCALE * self.repeat_bias * seen.has(items)
+        return scores

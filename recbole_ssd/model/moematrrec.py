@@ -59,11 +59,12 @@ class MoEMaTrRec(MambaRec):
 
         In the last layer the positions count that are read: with `supervision: prefixes` the ends of the prefixes.
         """
-        return {
+        shares = {
             f"share_of_{expert}/layer_{number}": share
             for number, layer in enumerate(self.layers)
             for expert, share in zip(EXPERTS, layer.gate.take_shares() or ())
         }
+        return {**shares, **super().epoch_figures()}
 
 
 class MixtureLayer(nn.Module):

@@ -8,6 +8,8 @@ https://arxiv.org/abs/1512.00567, section 7) gives a share s of a target's weigh
 
     s mean_i ( h[i] . W[target[i]] - h[i] . mean_v W[v] )
 
+and a number may be added to the logits of the items that a row has seen before, h[i] . W[v] + bias * seen[i, v].
+
 Shape letters:    N targets    d model size    V items
 """
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from .backends import choose
 from .cross_entropy_torch import linear_cross_entropy_torch
 from .kernels.support import refusal
+from .seen import Seen
 
 PRECISIONS = ("float32", "bfloat16")
 CPU_BUDGET_MB, CUDA_BUDGET_MB = 8.0, 256.0  # logits that caches keep, and enough of them to fill a GPU
@@ -34,6 +37,8 @@ def linear_cross_entropy(
     *,
     label_smoothing: float = 0.0,
     precision: str = "float32",
+    seen: Seen | None = None,
+    seen_bias: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Mean cross-entropy of `softmax(hidden @ weight.T)` against `target`.
@@ -47,11 +52,13 @@ def linear_cross_entropy(
         label_smoothing: s, in [0, 1).
         precision: `float32`, or `bfloat16` to round the operands of the matrix products, which are still summed in
             float32. Changes nothing on a CPU without bfloat16 products.
-        backend: `torch` (any device), `triton` (CUDA, d up to 64, in bfloat16 up to 256) or `auto` (`triton` where it
-            runs).
+        seen: which items the N rows have seen; None: no logit gets a bias.
+        seen_bias: (), added to the logits of those.
+        backend: `torch` (any device), `triton` (CUDA, d up to 64, in bfloat16 up to 256, no `seen`) or `auto`
+            (`triton` where it runs).
 
     Returns:
-        A scalar in the dtype of `hidden`, differentiable in `hidden` and `weight`.
+        A scalar in the dtype of `hidden`, differentiable in `hidden`, `weight` and `seen_bias`.
 
     Raises:
         ValueError: on a wrong shape, dtype, budget, precision or backend, and on a target outside 0..V-1 (on a CPU;
@@ -65,14 +72,17 @@ def linear_cross_entropy(
     _check(hidden, weight, target, budget_mb, precision)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
-    loss = _mean(hidden, weight, target, budget_mb, precision, backend)
+    loss = _mean(hidden, weight, target, budget_mb, precision, seen, seen_bias, backend)
     if label_smoothing:
         loss = loss + label_smoothing * (hidden * (F.embedding(target, weight) - weight.mean(0))).sum(-1).mean()
+        if seen is not None:
+            more = seen.has(target).sum() * len(weight) - seen.count()  # of the targets' biases than of all items'
+            loss = loss + label_smoothing * seen_bias * more / (len(weight) * len(target))
     return loss
 
 
-def _mean(hidden, weight, target, budget_mb, precision, backend) -> Tensor:
-    refusals = {"triton": lambda: _triton_refusal(hidden, precision)}
+def _mean(hidden, weight, target, budget_mb, precision, seen, seen_bias, backend) -> Tensor:
+    refusals = {"triton": lambda: _triton_refusal(hidden, precision, seen)}
     # On paper the kernels are twice as fast: logits in a GPU's memory cost more than their products.
     backend = choose("linear_cross_entropy", backend, hidden, refusals)
     if backend == "triton":
@@ -81,7 +91,7 @@ def _mean(hidden, weight, target, budget_mb, precision, backend) -> Tensor:
         return linear_cross_entropy_triton(hidden, weight, target, precision)
     if budget_mb is None:
         budget_mb = CUDA_BUDGET_MB if hidden.is_cuda else CPU_BUDGET_MB
-    return linear_cross_entropy_torch(hidden, weight, target, budget_mb, precision)
+    return linear_cross_entropy_torch(hidden, weight, target, budget_mb, precision, seen, seen_bias)
 
 
 def _check(hidden, weight, target, budget_mb, precision) -> None:
@@ -105,7 +115,9 @@ def _check(hidden, weight, target, budget_mb, precision) -> None:
         raise ValueError(f"targets must lie in 0..{len(weight) - 1}, got {target.min()}..{target.max()}")
 
 
-def _triton_refusal(hidden: Tensor, precision: str) -> str | None:
+def _triton_refusal(hidden: Tensor, precision: str, seen: Seen | None) -> str | None:
+    if seen is not None:
+        return "its kernels add no bias to the logits of what was seen"
     operands = hidden[:0].bfloat16() if precision == "bfloat16" else hidden[:0]
     if hidden.shape[1] > WIDEST.get(operands.dtype, hidden.shape[1]):
         return f"its kernels take a d of up to {WIDEST[operands.dtype]} in {operands.dtype}, got {hidden.shape[1]}"

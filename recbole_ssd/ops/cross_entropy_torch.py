@@ -12,6 +12,8 @@ products, where a block of whole rows would travel to memory and back for each.
 Nothing is subtracted before exp as long as every total stays far from float32's ends; the first total that does not
 sends the rest the safe way, with each row's maximum subtracted. That saves two of five passes over the logits.
 
+`seen_bias` is added to the logits of what a row has seen, entry by entry, as its gradient is read from them.
+
 Shape letters:    N targets    d model size    V items
 """
 
@@ -20,10 +22,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isqrt
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .seen import Seen
 
 FEW_ROWS = 64  # of whole rows: with fewer the products slow down by more than computing logits twice costs
 ROWS, TILE = 256, 256 * 1008  # of a block on a CPU; columns that are no power of two keep clear of cache conflicts
@@ -31,13 +36,19 @@ SMALLEST, LARGEST = 1e-20, 1e20  # totals that need no shift: exp(l) / total the
 
 
 def linear_cross_entropy_torch(
-    hidden: Tensor, weight: Tensor, target: Tensor, budget_mb: float, precision: str
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    budget_mb: float,
+    precision: str,
+    seen: Seen | None = None,
+    seen_bias: Tensor | None = None,
 ) -> Tensor:
     """See `ops.cross_entropy.linear_cross_entropy`. Half precision is computed in float32."""
     dtype = hidden.dtype if hidden.dtype == torch.float64 else torch.float32
     budget = max(1, int(budget_mb * 2**20 / dtype.itemsize))  # in logits
     with _products_in(precision, hidden):
-        loss = _LinearCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), target, budget)
+        loss = _LinearCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), target, budget, seen, seen_bias)
     return loss.to(hidden.dtype)
 
 
@@ -64,53 +75,78 @@ def _products_in(precision: str, hidden: Tensor) -> Iterator[None]:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, target, budget):
-        dhidden, dweight = (
-            torch.zeros_like(t) if wanted else None for t, wanted in zip((hidden, weight), ctx.needs_input_grad)
-        )
+    def forward(ctx, hidden, weight, target, budget, seen, seen_bias):
+        wants = *ctx.needs_input_grad[:2], seen is not None
+        ours = hidden, weight, hidden.new_zeros((), dtype=torch.float64)
+        grads = Gradients(*(torch.zeros_like(t) if wanted else None for t, wanted in zip(ours, wants)))
         run = _by_rows if budget // len(weight) >= min(FEW_ROWS, len(target)) else _by_tiles
-        loss = run(hidden, weight, target[:, None], dhidden, dweight, budget)
-        ctx.save_for_backward(dhidden, dweight)
-        ctx.count = len(target)
+        loss = run(hidden, weight, target[:, None], grads, budget, seen, seen_bias)
+        ctx.save_for_backward(*grads)
+        ctx.count, ctx.bias_dtype = len(target), getattr(seen_bias, "dtype", None)
         return (loss / len(target)).to(hidden.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dloss):
         scale = dloss / ctx.count
-        return *(None if grad is None else grad * scale for grad in ctx.saved_tensors), None, None
+        hidden, weight, bias = (None if grad is None else grad * scale for grad in ctx.saved_tensors)
+        return hidden, weight, None, None, None, None if bias is None else bias.to(ctx.bias_dtype)
 
 
-def _by_rows(hidden, weight, target, dhidden, dweight, budget) -> Tensor:
-    """Sum of the losses; the gradients of that sum are added to dhidden and dweight where these are given."""
+class Gradients(NamedTuple):
+    """Of the sum of the losses: what is wanted, starting at zero, and None."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def _by_rows(hidden, weight, target, grads, budget, seen, seen_bias) -> Tensor:
+    """Sum of the losses; the gradients of that sum are added to `grads`."""
     rows = budget // len(weight) if hidden.is_cuda else min(ROWS, budget // len(weight))
     buffer = hidden.new_empty(min(rows, len(target)), len(weight))
     loss, shifted = hidden.new_zeros((), dtype=torch.float64), hidden.is_cuda  # to look at totals would stop a GPU
+    tile = seen and seen.tiles(len(weight))[0]
     for begin in range(0, len(target), rows):
         part, goal = hidden[begin : begin + rows], target[begin : begin + rows]
         block = buffer[: len(part)]
-        total, found = _exp_rows(part, weight, goal, block, shifted)
+        places = tile and tile.places(slice(begin, begin + len(part)))
+        total, found = _exp_rows(part, weight, goal, block, shifted, places, seen_bias)
         if not shifted and not _fit(total):
             shifted = True
-            total, found = _exp_rows(part, weight, goal, block, shifted)
+            total, found = _exp_rows(part, weight, goal, block, shifted, places, seen_bias)
         loss += (total.log() - found).sum(dtype=torch.float64)
-        if dhidden is None and dweight is None:
+        if all(grad is None for grad in grads):
             continue
         block.scatter_add_(1, goal, -total)  # total times the gradient of the logits
-        if dhidden is not None:
-            torch.mm(block, weight, out=dhidden[begin : begin + rows]).div_(total)
-        if dweight is not None:
-            dweight.addmm_(block.t(), part / total)
+        if grads.hidden is not None:
+            torch.mm(block, weight, out=grads.hidden[begin : begin + rows]).div_(total)
+        if grads.weight is not None:
+            grads.weight.addmm_(block.t(), part / total)
+        if places:
+            grads.bias.add_(_sum(block, total, *places))
     return loss
 
 
-def _exp_rows(part, weight, goal, block, shifted) -> tuple[Tensor, Tensor]:
+def _exp_rows(part, weight, goal, block, shifted, places, seen_bias) -> tuple[Tensor, Tensor]:
     """Leaves exp(logits) in the block; gives their sums and the targets' logits, (rows, 1) each."""
     logits = torch.mm(part, weight.t(), out=block)
+    if places:
+        _add(logits, seen_bias, *places)
     if shifted:
         logits -= logits.amax(1, keepdim=True)
     found = logits.gather(1, goal)
     return logits.exp_().sum(1, keepdim=True), found
+
+
+def _add(block: Tensor, bias: Tensor, places: Tensor, count: Tensor) -> None:
+    """Adds the bias to some logits of a block."""
+    block.view(-1).scatter_add_(0, places, bias.to(block.dtype).expand(len(places)))
+
+
+def _sum(block: Tensor, total: Tensor, places: Tensor, count: Tensor) -> Tensor:
+    """Their gradients, summed; the block holds `total` times those."""
+    return torch.dot(block.view(-1)[places], torch.repeat_interleave(1 / total[:, 0], count))
 
 
 def _fit(total: Tensor) -> bool:
@@ -118,58 +154,64 @@ def _fit(total: Tensor) -> bool:
     return bool((low > SMALLEST) & (high < LARGEST))
 
 
-def _by_tiles(hidden, weight, target, dhidden, dweight, budget) -> Tensor:
+def _by_tiles(hidden, weight, target, grads, budget, seen, seen_bias) -> Tensor:
     """As `_by_rows`, with every logit computed twice."""
-    tiles = _Tiles(hidden, weight, target, budget)
+    tiles = _Tiles(hidden, weight, target, budget, seen, seen_bias)
     total, found = tiles.totals()
     if hidden.is_cuda or not _fit(total):
         tiles.shift = tiles.largest()
         total, found = tiles.totals()
-    if dhidden is not None or dweight is not None:
+    if any(grad is not None for grad in grads):
         scaled = hidden / total
-        for rows, columns, goal, inside in tiles:
-            block = tiles.logits(rows, columns).exp_()
+        for rows, columns, goal, inside, places in tiles:
+            block = tiles.logits(rows, columns, places).exp_()
             block.scatter_add_(1, goal, -total[rows] * inside)
-            if dhidden is not None:
-                dhidden[rows].addmm_(block, weight[columns])
-            if dweight is not None:
-                dweight[columns].addmm_(block.t(), scaled[rows])
-        if dhidden is not None:
-            dhidden /= total
+            if grads.hidden is not None:
+                grads.hidden[rows].addmm_(block, weight[columns])
+            if grads.weight is not None:
+                grads.weight[columns].addmm_(block.t(), scaled[rows])
+            if places:
+                grads.bias.add_(_sum(block, total[rows], *places))
+        if grads.hidden is not None:
+            grads.hidden.div_(total)
     return (total.log() - found).sum(dtype=torch.float64)
 
 
 class _Tiles:
     """The logits in tiles, down the rows first: a tile's items and their gradients stay in the cache meanwhile."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, target: Tensor, budget: int):
-        self.hidden, self.weight, self.target = hidden, weight, target
+    def __init__(self, hidden, weight, target, budget: int, seen: Seen | None, seen_bias: Tensor | None):
+        self.hidden, self.weight, self.target, self.seen_bias = hidden, weight, target, seen_bias
         self.shift = None  # (N, 1), taken from the logits
         size = budget if hidden.is_cuda else min(budget, TILE)
         self.rows = min(ROWS, len(hidden), isqrt(size))
         self.columns = min(len(weight), size // self.rows)
+        self.seen = seen and seen.tiles(self.columns)
         self._buffer = hidden.new_empty(self.rows * self.columns)
 
-    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-        """(rows, columns, each row's target as a column of the tile, whether it is one), (rows, 1) each."""
-        for left in range(0, len(self.weight), self.columns):
+    def __iter__(self) -> Iterator[tuple]:
+        """(rows, columns, each row's target as a column of the tile, whether it is one), (rows, 1) each; places."""
+        for number, left in enumerate(range(0, len(self.weight), self.columns)):
             right = min(left + self.columns, len(self.weight))
             for top in range(0, len(self.hidden), self.rows):
-                rows = slice(top, top + self.rows)
+                rows = slice(top, min(top + self.rows, len(self.hidden)))
                 goal = self.target[rows].clamp(left, right - 1)
-                yield rows, slice(left, right), goal - left, goal == self.target[rows]
+                places = self.seen and self.seen[number].places(rows)
+                yield rows, slice(left, right), goal - left, goal == self.target[rows], places
 
-    def logits(self, rows: slice, columns: slice) -> Tensor:
+    def logits(self, rows: slice, columns: slice, places: tuple[Tensor, Tensor] | None) -> Tensor:
         part, items = self.hidden[rows], self.weight[columns]
         block = self._buffer[: len(part) * len(items)].view(len(part), len(items))
         torch.mm(part, items.t(), out=block)
+        if places:
+            _add(block, self.seen_bias, *places)
         return block if self.shift is None else block.sub_(self.shift[rows])
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """Sums of exp(logits) and the targets' logits, (N, 1) each."""
         total, found = (self.hidden.new_zeros(len(self.hidden), 1) for _ in range(2))
-        for rows, columns, goal, inside in self:
-            block = self.logits(rows, columns)
+        for rows, columns, goal, inside, places in self:
+            block = self.logits(rows, columns, places)
             found[rows] = torch.where(inside, block.gather(1, goal), found[rows])
             total[rows] += block.exp_().sum(1, keepdim=True)
         return total, found
@@ -177,6 +219,6 @@ class _Tiles:
     def largest(self) -> Tensor:
         """The largest logit of every row, (N, 1)."""
         found = self.hidden.new_full((len(self.hidden), 1), -torch.inf)
-        for rows, columns, *_ in self:
-            torch.maximum(found[rows], self.logits(rows, columns).amax(1, keepdim=True), out=found[rows])
+        for rows, columns, _, _, places in self:
+            torch.maximum(found[rows], self.logits(rows, columns, places).amax(1, keepdim=True), out=found[rows])
         return found

@@ -201,12 +201,17 @@ def some_targets(histories):
     return torch.randint(1, N_ITEMS, (sum(map(len, histories)),), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("settings", [{}, {"cosine_temperature": 0.2}, {"label_smoothing": 0.1}], ids=str)
+SCORES = [{}, {"cosine_temperature": 0.2}, {"label_smoothing": 0.1}, {"repeat_bias": True, "label_smoothing": 0.1}]
+
+
+@pytest.mark.parametrize("settings", SCORES, ids=str)
 def test_the_loss_is_the_cross_entropy_of_the_scores(build, settings):
     histories = random_histories()
     model = build("PackedSASRec", supervision="prefixes", **settings)
-    targets = torch.arange(1, 1 + len(histories))
+    targets = torch.tensor([histories[0][0], *range(1, len(histories))])  # the first is a repeat
     with torch.no_grad():
+        if model.repeat_bias is not None:
+            model.repeat_bias.fill_(-0.2)
         scores = model.full_sort_predict(packed(histories))
         loss = model.calculate_loss(packed(histories, targets))
         one = model.predict(packed(histories, targets))
@@ -215,6 +220,18 @@ def test_the_loss_is_the_cross_entropy_of_the_scores(build, settings):
     torch.testing.assert_close(one, scores[torch.arange(len(targets)), targets])
     if "cosine_temperature" in settings:
         assert scores.abs().max() <= 1 / 0.2 + 1e-5
+
+
+def test_repeat_bias_moves_what_is_in_the_history_alone(build):
+    model, histories = build("PackedSASRec", repeat_bias=True), random_histories()
+    with torch.no_grad():
+        before = model.full_sort_predict(packed(histories))
+        model.repeat_bias.fill_(0.3)
+        moved = model.full_sort_predict(packed(histories)) - before
+    for history, row in zip(histories, moved, strict=True):
+        torch.testing.assert_close(row[list(set(history))], torch.full((len(set(history)),), 3.0))
+        row[history] = 0
+        assert not row.any()
 
 
 @pytest.mark.parametrize("loss_type", ["BPR", "BCE"])

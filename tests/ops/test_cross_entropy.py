@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from recbole_ssd.ops.cross_entropy import linear_cross_entropy
+from recbole_ssd.ops.packing import Segments
+from recbole_ssd.ops.seen import Seen
 
 from .streams import error, run
 
@@ -165,3 +167,38 @@ def test_wrong_input_gets_a_sentence(change, message):
 def test_a_backend_that_cannot_run_says_why(hidden, precision, message):
     with pytest.raises(RuntimeError, match=message):
         linear_cross_entropy(hidden, hidden, torch.zeros(2).long(), precision=precision, backend="triton")
+
+
+def seen_by(lengths, items, whole=False):
+    """A stream of random items, its Seen, and the same as ones and zeros (N, V)."""
+    stream = torch.randint(items, (sum(lengths),), generator=torch.Generator().manual_seed(3))
+    segments = Segments(torch.tensor([0, *lengths]).cumsum(0))
+    histories = [part[: n + 1] for part in stream.split(lengths) for n in range(len(part))]
+    mask = torch.stack(
+        [F.one_hot(history, items).amax(0) for history in (stream.split(lengths) if whole else histories)]
+    )
+    return Seen(stream, segments, items, whole), mask.double()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("budget_mb", [ROWS_MB, 0.02, TILES_MB])
+@pytest.mark.parametrize("items, bias", [(301, -1.5), (7, 0.7), (301, 400.0)])
+def test_what_was_seen_gets_the_bias(budget_mb, items, bias, whole, smoothing):
+    lengths = [1, 64, 2, 3, 290, 5]
+    seen, mask = seen_by(lengths, items, whole)
+    inputs, target = inputs_of(len(mask), items, scale=0.3)
+    theirs = lambda h, w, b: F.cross_entropy(h @ w.t() + b * mask, target, label_smoothing=smoothing)  # noqa: E731
+    mine = lambda h, w, b: linear_cross_entropy(  # noqa: E731
+        h, w, target, budget_mb, seen=seen, seen_bias=b, label_smoothing=smoothing
+    )
+    inputs.append(torch.tensor(bias, dtype=torch.float64))
+    for got, want in zip(run(mine, inputs, ONE), run(theirs, inputs, ONE), strict=True):
+        assert error(got, want) < 1e-12
+
+
+def test_triton_refuses_what_was_seen():
+    seen, mask = seen_by([3, 4], 301)
+    inputs, target = inputs_of(len(mask))
+    with pytest.raises(RuntimeError, match="add no bias to the logits"):
+        linear_cross_entropy(*inputs, target, seen=seen, seen_bias=ONE, backend="triton")
