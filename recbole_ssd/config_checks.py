@@ -34,6 +34,7 @@ ONE_OF = {
     "amp_dtype": ("bfloat16", "float16"),
     "loss_precision": ("float32", "bfloat16"),
     "lr_schedule": ("constant", "linear", "cosine"),
+    "dropout_place": ("output", "residual"),
 }
 POSITIVE = (
     "epochs",

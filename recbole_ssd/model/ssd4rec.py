@@ -11,6 +11,8 @@ authors' code decides. What differs from it:
   pass over a history trains all its positions. With one layer that is the authors' function, prefix by prefix. With
   more layers the authors run a layer over the scrambled output of the one before; ours runs it over causal inputs.
 - `bidirectional: flip` is the authors' stack, for one target per prefix. `none` leaves the direction out.
+- `dropout_place: residual` drops what a residual adds, f + beta b and FFN's W2, as SASRec does, and not what a norm
+  gives: the authors drop a share of the very vector that scores, which slows training down when the share is large.
 - Both directions share in_proj, and out_proj after their sum: the same numbers for less work.
 """
 
@@ -29,6 +31,7 @@ from .mixer import mamba2
 
 MASK = 0  # the item id that stands for a masked item; RecBole keeps it free for padding
 DIRECTIONS = ("readout", "flip", "none")
+DROPOUT_PLACES = ("output", "residual")
 
 
 class SSD4Rec(PackedSequentialRecommender):
@@ -38,6 +41,7 @@ class SSD4Rec(PackedSequentialRecommender):
         super().__init__(config, dataset)
         hidden_size = config.required("hidden_size")
         dropout_prob, eps = config.required("dropout_prob"), config.required("layer_norm_eps")
+        dropout_place = config.required("dropout_place")
         self.mask_ratio = config.required("mask_ratio")
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie in [0, 1), got {self.mask_ratio}")
@@ -51,12 +55,13 @@ class SSD4Rec(PackedSequentialRecommender):
                     config.required("inner_size"),
                     hidden_act="gelu",
                     inner_dropout_prob=dropout_prob,
-                    dropout_prob=0.0,
+                    dropout_prob=dropout_prob if dropout_place == "residual" else 0.0,
                     layer_norm_eps=eps,
                 ),
                 bidirectional=config.required("bidirectional"),
                 beta=config.required("beta"),
                 dropout_prob=dropout_prob,
+                dropout_place=dropout_place,
                 eps=eps,
             )
             for _ in range(config.required("num_layers"))
@@ -79,10 +84,12 @@ class SSD4RecLayer(nn.Module):
 
     Args:
         mixer: the Mamba-2 block of both directions.
-        feed_forward: what follows, with its own residual and norm; dropout comes after it.
+        feed_forward: what follows, with its own residual and norm.
         bidirectional: `readout`, `flip` or `none`.
         beta: weight of the backward direction.
-        dropout_prob, eps: of the dropout and the LayerNorm between the two.
+        dropout_prob: of the dropout of the mixer, and with `output` of the layer's.
+        dropout_place: `output`, behind both norms, or `residual`, before the mixer's residual.
+        eps: of the LayerNorm between mixer and feed-forward.
     """
 
     def __init__(
@@ -92,21 +99,27 @@ class SSD4RecLayer(nn.Module):
         bidirectional: str,
         beta: float,
         dropout_prob: float,
+        dropout_place: str,
         eps: float,
     ):
         super().__init__()
         if bidirectional not in DIRECTIONS:
             raise ValueError(f"bidirectional must be one of {', '.join(DIRECTIONS)}, got '{bidirectional}'")
+        if dropout_place not in DROPOUT_PLACES:
+            raise ValueError(f"dropout_place must be one of {', '.join(DROPOUT_PLACES)}, got '{dropout_place}'")
         self.mixer, self.feed_forward = mixer, feed_forward
         self.bidirectional, self.beta = bidirectional, beta
         self.LayerNorm = nn.LayerNorm(mixer.out_proj.out_features, eps=eps)
-        self.dropout = Dropout(dropout_prob)
+        self.dropout, self.dropout_place = Dropout(dropout_prob), dropout_place
 
     def forward(self, x: Tensor, segments: Segments, last: bool = False) -> Tensor:
         """(T, d) -> (T, d), or with `last` (S, d): the last token of each segment only, for less work."""
         y = self._mix_last(x, segments) if last else self._mix(x, segments)
         x = x.index_select(0, segments.last) if last else x
-        return self.dropout(self.feed_forward(self.dropout(self.LayerNorm(self.mixer.out_proj(y) + x))))
+        y = self.mixer.out_proj(y)
+        if self.dropout_place == "residual":
+            return self.feed_forward(self.LayerNorm(self.dropout(y) + x))
+        return self.dropout(self.feed_forward(self.dropout(self.LayerNorm(y + x))))
 
     def _mix(self, x: Tensor, segments: Segments) -> Tensor:
         """Both directions before out_proj, (T, i)."""

@@ -13,6 +13,7 @@ from .conftest import N_ITEMS, packed, padded, random_histories
 MODELS = {
     "SSD4Rec": ("SSD4Rec", {}),
     "SSD4Rec, one layer": ("SSD4Rec", {"num_layers": 1, "norm_embedding": True}),
+    "SSD4Rec, residual dropout": ("SSD4Rec", {"dropout_place": "residual"}),
     "SSD4Rec, forward only": ("SSD4Rec", {"bidirectional": "none"}),
     "SSD4Rec, flip": ("SSD4Rec", {"bidirectional": "flip", "supervision": "prefixes"}),
     "MambaRec": ("MambaRec", {}),

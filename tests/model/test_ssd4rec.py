@@ -70,4 +70,19 @@ def test_mask_is_for_training_only_and_hides_inputs(build):
 
 def test_layer_refuses_an_unknown_direction():
     with pytest.raises(ValueError, match="readout, flip, none"):
-        SSD4RecLayer(None, None, "sideways", 0.1, 0.0, 1e-12)
+        SSD4RecLayer(None, None, "sideways", 0.1, 0.0, "output", 1e-12)
+
+
+@pytest.mark.parametrize(("place", "drops_scores"), [("output", True), ("residual", False)])
+def test_dropout_place_decides_whether_the_state_that_scores_is_dropped(build, place, drops_scores):
+    model = build(dropout_place=place, dropout_prob=0.5, mask_ratio=0.0, num_layers=1).train()
+    batch = packed(random_histories())
+    with torch.no_grad():
+        first, second = (model.encode(model.stream(batch)) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert bool((first == 0).float().mean() > 0.4) is drops_scores
+
+
+def test_layer_refuses_an_unknown_place_of_dropout():
+    with pytest.raises(ValueError, match="output, residual"):
+        SSD4RecLayer(None, None, "none", 0.1, 0.0, "input", 1e-12)
