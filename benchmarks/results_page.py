@@ -1,7 +1,7 @@
 """RESULTS.md, made from the summaries of experiments: python benchmarks/results_page.py writes it.
 
 Every number in it comes from a benchmarks/results/experiments/DATA/NAME/summary.json, as `make experiment` left
-it.
+it, or from benchmarks/results/published.yaml.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import json
 from pathlib import Path
 from statistics import fmean
 
+import yaml
+
 from recbole_ssd.comparison.summary import mean_sd
 from recbole_ssd.result import other_history
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "benchmarks" / "experiments"
 PAGE = ROOT / "RESULTS.md"
+PUBLISHED = ROOT / "benchmarks" / "results" / "published.yaml"
 ORDER = ("models", "bidirectional", "supervision", "history_length", "mask_ratio", "losses", "depth_and_width", "gate")
 COST_ONLY = ("batch_memory",)  # too few epochs to learn anything from
 LEVEL = 0.05  # of p after Holm
@@ -39,6 +42,7 @@ def page(folder: Path = ROOT / "benchmarks" / "results" / "experiments") -> str:
     for data, summaries in by_data.items():
         parts.append(f"## {data}\n{_measured(summaries)}")
         parts += [experiment(file, summary, folder) for file, summary in summaries]
+        parts += published(yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")).get(data, []))
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,6 +87,17 @@ def experiment(file: Path, summary: dict, folder: Path) -> str:
     shared = f", {summary['jobs']} runs at a time" if summary["jobs"] > 1 else ""
     lines.append(f"[The report]({place / 'report.md'}){shared}:\n\n```bash\n{summary['command']}\n```")
     return "\n\n".join(filter(None, lines))
+
+
+def published(rows: list[dict]) -> list[str]:
+    """The table of what others published on a data set; nothing where there is nothing."""
+    if not rows:
+        return []
+    lines = ["| published | protocol | test hit@10 | test ndcg@10 | by |", "|---|---|---:|---:|---|"]
+    for row in rows:
+        cells = [row["model"], row["protocol"], f"{row['hit@10']:.4f}", f"{row['ndcg@10']:.4f}", row["by"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return ["### published by others", "Not run here.", "\n".join(lines)]
 
 
 def sentences(table: dict, metric: str | None) -> str:

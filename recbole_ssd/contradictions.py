@@ -85,11 +85,6 @@ def _check_loss(settings: dict, sources: dict, packed: bool) -> None:
             f"'label_smoothing' spreads the target of loss_type CE over all items, and loss_type is '{loss}': "
             "set label_smoothing to 0, or choose loss_type CE"
         )
-    if packed and loss != "CE" and settings["repeat_bias"]:
-        raise ValueError(
-            f"'repeat_bias' is learned in loss_type CE, and loss_type is '{loss}': set repeat_bias to False, "
-            "or choose loss_type CE"
-        )
     if packed and loss != "CE" and negatives.get("dynamic"):
         raise ValueError(
             f"dynamic negatives are scored by RecBole's padded loader, {settings['model']} has packed ones: "

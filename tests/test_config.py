@@ -100,7 +100,6 @@ REFUSED = [
     ({"cosine_temperature": 0}, "'cosine_temperature' (config_dict) should be greater than 0, it is 0"),
     ({"label_smoothing": 1}, "'label_smoothing' (config_dict) should be at least 0 and below 1, it is 1"),
     ({**OURS, "label_smoothing": 0.1, "loss_type": "BPR"}, "'label_smoothing' spreads the target of loss_type CE"),
-    ({**OURS, "repeat_bias": True, "loss_type": "BCE"}, "'repeat_bias' is learned in loss_type CE"),
     ({"save_ranks": True}, "'result_file', which is not set"),
     ({"save_dataset": True}, "'save_dataset' is refused"),
     ({"save_dataloaders": True}, "'save_dataloaders' is refused"),

@@ -127,45 +127,47 @@ class PackedSequentialRecommender(SequentialRecommender):
         hidden = self.encode(stream, last)
         with torch.autocast(hidden.device.type, enabled=False):
             hidden, table = self._user(hidden), self._items()
+            seen = self._seen(stream, last)
             if self.loss_type == "CE":
-                return self._cross_entropy(hidden, table, target, self._seen(stream, last))
-            return self._sampled_loss(hidden, table, target, interaction[self.NEG_ITEM_ID])
+                return self._cross_entropy(hidden, table, target, seen)
+            return self._sampled_loss(hidden, table, target, interaction[self.NEG_ITEM_ID], seen)
 
-    def _cross_entropy(self, hidden: Tensor, table: Tensor, target: Tensor, seen: dict) -> Tensor:
+    def _cross_entropy(self, hidden: Tensor, table: Tensor, target: Tensor, seen: Seen | None) -> Tensor:
         how = {"label_smoothing": self.label_smoothing, "precision": self.loss_precision}
-        return linear_cross_entropy(hidden, table, target, **how, **seen)
+        if seen is not None:
+            how |= {"seen": seen, "seen_bias": REPEAT_SCALE * self.repeat_bias}
+        return linear_cross_entropy(hidden, table, target, **how)
 
-    def _seen(self, stream: Stream, last: bool) -> dict:
-        """What every row of the loss has seen and the bias of it, if there is one."""
-        if self.repeat_bias is None:
-            return {}
-        seen = Seen(stream.items, stream.segments, self.n_items, whole=last)
-        return {"seen": seen, "seen_bias": REPEAT_SCALE * self.repeat_bias}
-
-    def _sampled_loss(self, hidden: Tensor, table: Tensor, target: Tensor, negatives: Tensor) -> Tensor:
-        negatives = negatives.view(len(target), -1)  # (N, k)
-        positive = (hidden * F.embedding(target, table)).sum(-1, keepdim=True)  # (N, 1)
-        negative = (hidden[:, None] * F.embedding(negatives, table)).sum(-1)  # (N, k)
+    def _sampled_loss(
+        self, hidden: Tensor, table: Tensor, target: Tensor, negatives: Tensor, seen: Seen | None
+    ) -> Tensor:
+        positive = self._scores(hidden, table, target[:, None], seen)  # (N, 1)
+        negative = self._scores(hidden, table, negatives.view(len(target), -1), seen)  # (N, k)
         if self.loss_type == "BPR":
             return -F.logsigmoid(positive - negative).mean()
         return -F.logsigmoid(positive).mean() - F.logsigmoid(-negative).mean()
+
+    def _scores(self, hidden: Tensor, table: Tensor, items: Tensor, seen: Seen | None) -> Tensor:
+        """Scores of some items a row, (N, k)."""
+        scores = (hidden[:, None] * F.embedding(items, table)).sum(-1)
+        return scores if seen is None else scores + REPEAT_SCALE * self.repeat_bias * seen.has(items)
+
+    def _seen(self, stream: Stream, whole: bool) -> Seen | None:
+        """What every token, or with `whole` every history, has seen; None where nobody asks."""
+        return None if self.repeat_bias is None else Seen(stream.items, stream.segments, self.n_items, whole)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of all items for every history, (S, V), float32."""
         stream = self.stream(interaction)
         with torch.autocast(self.device.type, enabled=False):
             scores = self(stream) @ self._items().t()
-            if self.repeat_bias is not None:
-                places, _ = Seen(stream.items, stream.segments, self.n_items, whole=True).places()
-                bias = (REPEAT_SCALE * self.repeat_bias).expand(len(places))
-                scores.view(-1).scatter_add_(0, places, bias)
+            seen = self._seen(stream, whole=True)
+            if seen is not None:
+                places, _ = seen.places()
+                scores.view(-1).scatter_add_(0, places, (REPEAT_SCALE * self.repeat_bias).expand(len(places)))
         return scores
 
     def predict(self, interaction: Interaction) -> Tensor:
         """Score of one item per history, (S,), float32."""
         stream, items = self.stream(interaction), interaction[self.ITEM_ID]
-        scores = (self(stream) * F.embedding(items, self._items())).sum(-1)
-        if self.repeat_bias is not None:
-            seen = Seen(stream.items, stream.segments, self.n_items, whole=True)
-            scores = scores + REPEAT_SCALE * self.repeat_bias * seen.has(items)
-        return scores
+        return self._scores(self(stream), self._items(), items[:, None], self._seen(stream, whole=True))[:, 0]

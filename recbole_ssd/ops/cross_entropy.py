@@ -76,7 +76,7 @@ def linear_cross_entropy(
     if label_smoothing:
         loss = loss + label_smoothing * (hidden * (F.embedding(target, weight) - weight.mean(0))).sum(-1).mean()
         if seen is not None:
-            more = seen.has(target).sum() * len(weight) - seen.count()  # of the targets' biases than of all items'
+            more = seen.has(target[:, None]).sum() * len(weight) - seen.count()  # V (seen targets) - pairs
             loss = loss + label_smoothing * seen_bias * more / (len(weight) * len(target))
     return loss
 

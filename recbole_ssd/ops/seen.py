@@ -43,14 +43,15 @@ class Seen:
         self._end = segments.last + 1 if whole else tokens + 1  # to here, (N,)
 
     def has(self, items: Tensor) -> Tensor:
-        """Whether each row has seen the item that is asked for, (N,) -> (N,), bool.
+        """Whether each row has seen the items that are asked for, (N, k) -> (N, k), bool.
 
-        >>> Seen(torch.tensor([7, 3, 7]), Segments(torch.tensor([0, 3])), 8).has(torch.tensor([3, 3, 7]))
-        tensor([False,  True,  True])
+        >>> Seen(torch.tensor([7, 3]), Segments(torch.tensor([0, 2])), 8).has(torch.tensor([[7, 3], [7, 3]]))
+        tensor([[ True, False],
+                [ True,  True]])
         """
-        key = self._history * self.n_items + items
+        key = self._history[:, None] * self.n_items + items
         entry = torch.searchsorted(self._key, key).clamp(max=len(self._key) - 1)
-        return (self._key[entry] == key) & (self._first[entry] < self._end)
+        return (self._key[entry] == key) & (self._first[entry] < self._end[:, None])
 
     def count(self) -> Tensor:
         """P, ()."""

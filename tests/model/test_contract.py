@@ -13,7 +13,7 @@ from .conftest import N_ITEMS, packed, padded, random_histories
 MODELS = {
     "SSD4Rec": ("SSD4Rec", {}),
     "SSD4Rec, one layer": ("SSD4Rec", {"num_layers": 1, "norm_embedding": True}),
-    "SSD4Rec, residual dropout": ("SSD4Rec", {"dropout_place": "residual"}),
+    "SSD4Rec, repeats": ("SSD4Rec", {"repeat_bias": True, "dropout_place": "residual"}),
     "SSD4Rec, forward only": ("SSD4Rec", {"bidirectional": "none"}),
     "SSD4Rec, flip": ("SSD4Rec", {"bidirectional": "flip", "supervision": "prefixes"}),
     "MambaRec": ("MambaRec", {}),
@@ -233,6 +233,22 @@ def test_repeat_bias_moves_what_is_in_the_history_alone(build):
         torch.testing.assert_close(row[list(set(history))], torch.full((len(set(history)),), 3.0))
         row[history] = 0
         assert not row.any()
+
+
+@pytest.mark.parametrize("loss_type", ["BPR", "BCE"])
+def test_sampled_losses_are_those_of_the_scores(build, loss_type):
+    histories = random_histories()
+    model = build("PackedSASRec", repeat_bias=True, supervision="prefixes", loss_type=loss_type)
+    targets = torch.tensor([histories[0][0], *range(1, len(histories))])  # the first is a repeat
+    negatives = torch.tensor([8, histories[1][0], 9, 10, 11])  # and the second negative
+    with torch.no_grad():
+        model.repeat_bias.fill_(-0.2)
+        scores = model.full_sort_predict(packed(histories))
+        loss = model.calculate_loss(packed(histories, targets, negatives))
+    rows = torch.arange(len(targets))
+    good, bad = scores[rows, targets], scores[rows, negatives]
+    parts = (good - bad,) if loss_type == "BPR" else (good, -bad)
+    torch.testing.assert_close(loss, sum(-F.logsigmoid(part).mean() for part in parts))
 
 
 @pytest.mark.parametrize("loss_type", ["BPR", "BCE"])
