@@ -42,7 +42,7 @@ def hits_of(best: Tensor, rows: Tensor, items: Tensor) -> Tensor:
 
     Args:
         best: items of each row, best first, (N, k).
-        rows, items: of the targets, (P,), int64; no row has an item twice.
+        rows, items: of the targets, (P,), int64; no row has a target twice.
 
     Returns:
         (N, k + 1), int32: ones and zeros, then the number of targets: RecBole's `rec.topk`.

@@ -68,3 +68,13 @@ def test_no_key_of_every_run_is_a_key_of_one_of_recboles_models():
     ours = set(yaml.safe_load((properties_folder() / "overall.yaml").read_text()))
     theirs = {key for file in (RECBOLE_PROPERTIES / "model").glob("*.yaml") for key in read_yaml(file)}
     assert not ours & theirs
+
+
+def test_authors_files_leave_nothing_of_the_tuned_ones():
+    """They are read after the tuned file of the pair: what they do not name would stay."""
+    folder = properties_folder() / "tuned"
+    pairs = [(folder / file.name.replace("-authors", ""), file) for file in sorted(folder.glob("*-authors.yaml"))]
+    pairs = [(tuned, authors) for tuned, authors in pairs if tuned.is_file()]
+    assert pairs
+    for tuned, authors in pairs:
+        assert read_yaml(tuned).keys() <= read_yaml(authors).keys(), authors.name

@@ -19,7 +19,7 @@ from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.seen import Seen
 
 LOSSES = ("CE", "BPR", "BCE")
-REPEAT_SCALE = 10.0  # a step of Adam moves the bias by ten learning rates: where nothing repeats it has far to go
+REPEAT_SCALE = 10.0  # Adam, which sees no scale, moves the bias by ten learning rates a step: it may have far to go
 
 
 class Stream(NamedTuple):

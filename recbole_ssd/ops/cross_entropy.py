@@ -70,6 +70,7 @@ def linear_cross_entropy(
     (tensor(2.0794), tensor(2.0794))
     """
     _check(hidden, weight, target, budget_mb, precision)
+    _check_seen(hidden, weight, seen, seen_bias, precision)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
     loss = _mean(hidden, weight, target, budget_mb, precision, seen, seen_bias, backend)
@@ -77,7 +78,7 @@ def linear_cross_entropy(
         loss = loss + label_smoothing * (hidden * (F.embedding(target, weight) - weight.mean(0))).sum(-1).mean()
         if seen is not None:
             more = seen.has(target[:, None]).sum() * len(weight) - seen.count()  # V (seen targets) - pairs
-            loss = loss + label_smoothing * seen_bias * more / (len(weight) * len(target))
+            loss = loss + (label_smoothing * seen_bias * more / (len(weight) * len(target))).to(loss.dtype)
     return loss
 
 
@@ -113,6 +114,20 @@ def _check(hidden, weight, target, budget_mb, precision) -> None:
         )
     if not target.is_cuda and not 0 <= target.min() <= target.max() < len(weight):
         raise ValueError(f"targets must lie in 0..{len(weight) - 1}, got {target.min()}..{target.max()}")
+
+
+def _check_seen(hidden, weight, seen, seen_bias, precision) -> None:
+    if (seen is None) != (seen_bias is None):
+        raise ValueError("seen and seen_bias come together: give both, or neither")
+    if seen is None:
+        return
+    if len(seen) != len(hidden) or seen.n_items != len(weight) or seen_bias.shape:
+        raise ValueError(
+            f"expected a Seen of {len(hidden)} rows and {len(weight)} items and a seen_bias of shape (), got "
+            f"{len(seen)} rows, {seen.n_items} items and {tuple(seen_bias.shape)}"
+        )
+    if hidden.is_cuda and precision == "bfloat16":  # of the backend triton alone, which knows no bias
+        raise RuntimeError("seen_bias needs products of float32 on a GPU: take precision (loss_precision) float32")
 
 
 def _triton_refusal(hidden: Tensor, precision: str, seen: Seen | None) -> str | None:

@@ -12,7 +12,8 @@ products, where a block of whole rows would travel to memory and back for each.
 Nothing is subtracted before exp as long as every total stays far from float32's ends; the first total that does not
 sends the rest the safe way, with each row's maximum subtracted. That saves two of five passes over the logits.
 
-`seen_bias` is added to the logits of what a row has seen, entry by entry, as its gradient is read from them.
+`seen_bias` is added to the logits of what a row has seen, entry by entry, as its gradient is read from them. The
+places of these entries are not in the budget: 8 bytes each, and a GPU is waited for to know how many there are.
 
 Shape letters:    N targets    d model size    V items
 """
@@ -76,7 +77,7 @@ def _products_in(precision: str, hidden: Tensor) -> Iterator[None]:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, target, budget, seen, seen_bias):
-        wants = *ctx.needs_input_grad[:2], seen is not None
+        wants = *ctx.needs_input_grad[:2], ctx.needs_input_grad[5]
         ours = hidden, weight, hidden.new_zeros((), dtype=torch.float64)
         grads = Gradients(*(torch.zeros_like(t) if wanted else None for t, wanted in zip(ours, wants)))
         run = _by_rows if budget // len(weight) >= min(FEW_ROWS, len(target)) else _by_tiles
@@ -106,7 +107,7 @@ def _by_rows(hidden, weight, target, grads, budget, seen, seen_bias) -> Tensor:
     rows = budget // len(weight) if hidden.is_cuda else min(ROWS, budget // len(weight))
     buffer = hidden.new_empty(min(rows, len(target)), len(weight))
     loss, shifted = hidden.new_zeros((), dtype=torch.float64), hidden.is_cuda  # to look at totals would stop a GPU
-    tile = seen and seen.tiles(len(weight))[0]
+    tile = None if seen is None else seen.tiles(len(weight))[0]
     for begin in range(0, len(target), rows):
         part, goal = hidden[begin : begin + rows], target[begin : begin + rows]
         block = buffer[: len(part)]
@@ -123,7 +124,7 @@ def _by_rows(hidden, weight, target, grads, budget, seen, seen_bias) -> Tensor:
             torch.mm(block, weight, out=grads.hidden[begin : begin + rows]).div_(total)
         if grads.weight is not None:
             grads.weight.addmm_(block.t(), part / total)
-        if places:
+        if grads.bias is not None:
             grads.bias.add_(_sum(block, total, *places))
     return loss
 
@@ -170,7 +171,7 @@ def _by_tiles(hidden, weight, target, grads, budget, seen, seen_bias) -> Tensor:
                 grads.hidden[rows].addmm_(block, weight[columns])
             if grads.weight is not None:
                 grads.weight[columns].addmm_(block.t(), scaled[rows])
-            if places:
+            if grads.bias is not None:
                 grads.bias.add_(_sum(block, total[rows], *places))
         if grads.hidden is not None:
             grads.hidden.div_(total)
@@ -186,7 +187,7 @@ class _Tiles:
         size = budget if hidden.is_cuda else min(budget, TILE)
         self.rows = min(ROWS, len(hidden), isqrt(size))
         self.columns = min(len(weight), size // self.rows)
-        self.seen = seen and seen.tiles(self.columns)
+        self.seen = None if seen is None else seen.tiles(self.columns)
         self._buffer = hidden.new_empty(self.rows * self.columns)
 
     def __iter__(self) -> Iterator[tuple]:
@@ -196,7 +197,7 @@ class _Tiles:
             for top in range(0, len(self.hidden), self.rows):
                 rows = slice(top, min(top + self.rows, len(self.hidden)))
                 goal = self.target[rows].clamp(left, right - 1)
-                places = self.seen and self.seen[number].places(rows)
+                places = None if self.seen is None else self.seen[number].places(rows)
                 yield rows, slice(left, right), goal - left, goal == self.target[rows], places
 
     def logits(self, rows: slice, columns: slice, places: tuple[Tensor, Tensor] | None) -> Tensor:

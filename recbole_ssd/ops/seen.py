@@ -42,6 +42,10 @@ class Seen:
         self._begin = segments.first[self._history]  # a row is the tokens from here, (N,)
         self._end = segments.last + 1 if whole else tokens + 1  # to here, (N,)
 
+    def __len__(self) -> int:
+        """N."""
+        return len(self._history)
+
     def has(self, items: Tensor) -> Tensor:
         """Whether each row has seen the items that are asked for, (N, k) -> (N, k), bool.
 

@@ -21,10 +21,11 @@ SWEPT = {  # the values of a key, in the order of the file's rows
     "time_gaps": ("time_gaps", [None, True, None, True]),
     "gate": ("gate", ["running_mean", "token", "top1", None, None]),
     "seeds": ("model", ["SSD4Rec", "MambaRec"]),
+    "recipe": ("model", ["SSD4Rec"] * 8),
     "batch_memory": ("max_batch_tokens", [2048, 8192, 32768, 131072]),
     "models": (
         "model",
-        ["SASRec", "GRU4Rec", "SSD4Rec", "MambaRec", "Mamba4Rec", "RecMamba", "MoEMaTrRec", "PackedSASRec"],
+        ["SASRec", "GRU4Rec", "BERT4Rec", "SSD4Rec", "MambaRec", "Mamba4Rec", "RecMamba", "MoEMaTrRec", "PackedSASRec"],
     ),
 }
 

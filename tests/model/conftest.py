@@ -26,7 +26,10 @@ def build():
         small = {"hidden_size": 16, "inner_size": 32, "d_state": 8, "headdim": 8, "initializer_range": 0.3}
         config = Config(name, "tiny", config_dict={**small, "gpu_id": "", **settings})
         torch.manual_seed(0)
-        return (model_class or get_model(name))(config, Catalogue()).eval()
+        model = (model_class or get_model(name))(config, Catalogue()).eval()
+        if model.repeat_bias is not None:
+            torch.nn.init.constant_(model.repeat_bias, -0.2)
+        return model
 
     return _build
 

@@ -211,8 +211,6 @@ def test_the_loss_is_the_cross_entropy_of_the_scores(build, settings):
     model = build("PackedSASRec", supervision="prefixes", **settings)
     targets = torch.tensor([histories[0][0], *range(1, len(histories))])  # the first is a repeat
     with torch.no_grad():
-        if model.repeat_bias is not None:
-            model.repeat_bias.fill_(-0.2)
         scores = model.full_sort_predict(packed(histories))
         loss = model.calculate_loss(packed(histories, targets))
         one = model.predict(packed(histories, targets))
@@ -227,7 +225,7 @@ def test_repeat_bias_moves_what_is_in_the_history_alone(build):
     model, histories = build("PackedSASRec", repeat_bias=True), random_histories()
     with torch.no_grad():
         before = model.full_sort_predict(packed(histories))
-        model.repeat_bias.fill_(0.3)
+        model.repeat_bias += 0.3
         moved = model.full_sort_predict(packed(histories)) - before
     for history, row in zip(histories, moved, strict=True):
         torch.testing.assert_close(row[list(set(history))], torch.full((len(set(history)),), 3.0))
@@ -242,7 +240,6 @@ def test_sampled_losses_are_those_of_the_scores(build, loss_type):
     targets = torch.tensor([histories[0][0], *range(1, len(histories))])  # the first is a repeat
     negatives = torch.tensor([8, histories[1][0], 9, 10, 11])  # and the second negative
     with torch.no_grad():
-        model.repeat_bias.fill_(-0.2)
         scores = model.full_sort_predict(packed(histories))
         loss = model.calculate_loss(packed(histories, targets, negatives))
     rows = torch.arange(len(targets))

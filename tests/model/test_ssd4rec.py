@@ -36,8 +36,6 @@ def test_readout_equals_the_flipped_scan_on_every_prefix(build, masked):
 
 def test_one_pass_has_the_loss_and_gradient_of_all_prefixes(build):
     readout, flip = pair(build, repeat_bias=True)
-    for model in (readout, flip):
-        torch.nn.init.constant_(model.repeat_bias, -0.1)
     histories = random_histories()
     targets = torch.randint(1, N_ITEMS, (sum(map(len, histories)),))
     losses = [

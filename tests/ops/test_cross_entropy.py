@@ -197,6 +197,36 @@ def test_what_was_seen_gets_the_bias(budget_mb, items, bias, whole, smoothing):
         assert error(got, want) < 1e-12
 
 
+@pytest.mark.parametrize("budget_mb", [ROWS_MB, TILES_MB])
+def test_the_bias_gets_a_gradient_where_one_is_asked_for(budget_mb):
+    seen, mask = seen_by([3, 4], 301)
+    inputs, target = inputs_of(len(mask))
+    inputs.append(ONE)
+    whole = run(lambda h, w, b: linear_cross_entropy(h, w, target, budget_mb, seen=seen, seen_bias=b), inputs, ONE)[3]
+    bias = ONE.clone().requires_grad_()
+    loss = linear_cross_entropy(*inputs[:2], target, budget_mb, seen=seen, seen_bias=bias)
+    loss.backward()
+    assert error(bias.grad, whole) < 1e-13
+    assert not linear_cross_entropy(*inputs[:2], target, budget_mb, seen=seen, seen_bias=ONE).requires_grad
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seen": None}, "come together"),
+        ({"seen_bias": None}, "come together"),
+        ({"seen_bias": torch.ones(1)}, r"a seen_bias of shape \(\)"),
+        ({"seen": seen_by([3, 5], 301)[0]}, "expected a Seen of 7 rows and 301 items"),
+        ({"seen": seen_by([3, 4], 300)[0]}, "expected a Seen of 7 rows and 301 items"),
+    ],
+)
+def test_what_was_seen_must_fit(change, message):
+    inputs, target = inputs_of(7)
+    given = {"seen": seen_by([3, 4], 301)[0], "seen_bias": ONE, **change}
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(*inputs, target, **given)
+
+
 def test_triton_refuses_what_was_seen():
     seen, mask = seen_by([3, 4], 301)
     inputs, target = inputs_of(len(mask))
