@@ -28,7 +28,10 @@ Every number here is made from the data files beside the reports that are linked
 and every table by the command under it, with its files as they stood at the commit that is named. Test figures are
 those of the epoch with the best validation; ± is the standard deviation over seeds; an interval is that of the
 difference from the first row, from a paired bootstrap over users and seeds, and p is corrected after Holm. (cut): a
-time limit ended the training. Seconds are those of the machine that is named, and compare inside a table."""
+time limit ended the training. Seconds are those of the machine that is named, and compare inside a table. Under
+protocol A what is in the history is ranked too. Models of this package that are trained with `repeat_bias` learn to
+leave it out where nothing is consumed twice; RecBole's models and published ones do not, and are to be compared with
+them under protocol B, the column "history excluded"."""
 
 
 def page(folder: Path = ROOT / "benchmarks" / "results" / "experiments") -> str:

@@ -74,18 +74,18 @@ class Collector(RecBoleCollector):
     with, a matrix of the size of the scores, takes a third of an evaluation's time on a CPU.
     """
 
+    def __init__(self, config):
+        super().__init__(config)
+        self.finds_hits = self.register.need("rec.topk")
+        self.register = _Others(self.register, "rec.topk")
+
     def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
         """Collects from a batch what the metrics need, as RecBole's method does."""
-        needed = self.register
-        if needed.need("rec.topk"):
+        if self.finds_hits:
             best = scores_tensor.topk(max(self.topk), dim=-1).indices
             rows, items = positive_u.to(best.device), positive_i.to(best.device)
             self.data_struct.update_tensor("rec.topk", hits_of(best, rows, items))
-            self.register = _Others(needed, "rec.topk")
-        try:
-            super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
-        finally:
-            self.register = needed
+        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
 
     def get_data_struct(self):
         """Gives the collected data, as RecBole's method does."""

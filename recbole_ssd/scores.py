@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 2**19  # scores: 2 MB of float32
+BLOCK = 2**19  # scores, on a CPU: 2 MB of float32
 
 
 def has_nan(scores: Tensor) -> bool:
@@ -32,7 +32,7 @@ def ranks_of(scores: Tensor, rows: Tensor, items: Tensor) -> Tensor:
     tensor([2, 2])
     """
     target = scores[rows, items].unsqueeze(1)  # (P, 1)
-    step = max(1, BLOCK // scores.shape[1])
+    step = len(rows) if scores.is_cuda else max(1, BLOCK // scores.shape[1])
     blocks = zip(rows.split(step), target.split(step))
     return torch.cat([(scores[part] >= goal).sum(1) for part, goal in blocks])
 
