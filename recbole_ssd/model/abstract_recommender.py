@@ -108,7 +108,7 @@ class PackedSequentialRecommender(SequentialRecommender):
 
     def epoch_figures(self) -> dict[str, float]:
         """What the trainer logs after an epoch."""
-        return {} if self.repeat_bias is None else {"repeat_bias": REPEAT_SCALE * self.repeat_bias.item()}
+        return {} if self.repeat_bias is None else {"repeat_bias": self._bias().item()}
 
     def _user(self, hidden: Tensor) -> Tensor:
         """What an item's vector is multiplied by: in the precision of the item table, whatever autocast made of it."""
@@ -135,7 +135,7 @@ class PackedSequentialRecommender(SequentialRecommender):
     def _cross_entropy(self, hidden: Tensor, table: Tensor, target: Tensor, seen: Seen | None) -> Tensor:
         how = {"label_smoothing": self.label_smoothing, "precision": self.loss_precision}
         if seen is not None:
-            how |= {"seen": seen, "seen_bias": REPEAT_SCALE * self.repeat_bias}
+            how |= {"seen": seen, "seen_bias": self._bias()}
         return linear_cross_entropy(hidden, table, target, **how)
 
     def _sampled_loss(
@@ -150,11 +150,15 @@ class PackedSequentialRecommender(SequentialRecommender):
     def _scores(self, hidden: Tensor, table: Tensor, items: Tensor, seen: Seen | None) -> Tensor:
         """Scores of some items a row, (N, k)."""
         scores = (hidden[:, None] * F.embedding(items, table)).sum(-1)
-        return scores if seen is None else scores + REPEAT_SCALE * self.repeat_bias * seen.has(items)
+        return scores if seen is None else scores + self._bias() * seen.has(items)
 
     def _seen(self, stream: Stream, whole: bool) -> Seen | None:
         """What every token, or with `whole` every history, has seen; None where nobody asks."""
         return None if self.repeat_bias is None else Seen(stream.items, stream.segments, self.n_items, whole)
+
+    def _bias(self) -> Tensor:
+        """What is added to the scores of items in the history, ()."""
+        return REPEAT_SCALE * self.repeat_bias
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of all items for every history, (S, V), float32."""
@@ -164,7 +168,7 @@ class PackedSequentialRecommender(SequentialRecommender):
             seen = self._seen(stream, whole=True)
             if seen is not None:
                 places, _ = seen.places()
-                scores.view(-1).scatter_add_(0, places, (REPEAT_SCALE * self.repeat_bias).expand(len(places)))
+                scores.view(-1).scatter_add_(0, places, self._bias().expand(len(places)))
         return scores
 
     def predict(self, interaction: Interaction) -> Tensor:

@@ -95,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class Gradients(NamedTuple):
-    """Of the sum of the losses: what is wanted, starting at zero, and None."""
+    """Of the sum of the losses, starting at zero; None where nobody asks."""
 
     hidden: Tensor | None
     weight: Tensor | None
