@@ -87,7 +87,7 @@ def results_table() -> str:
                     best[key] = row
     data = sorted(set(data))
     lines = ["| test NDCG@10, A · B | " + " | ".join(data) + " |", "|---|" + "---:|" * len(data)]
-    for label in sorted({label for label, _ in best}, key=lambda label: _mean_rank(label, best, data)):
+    for label in sorted({label for label, _ in best}, key=lambda label: (_mean_rank(label, best, data), label)):
         whose = "" if label in OURS else "RecBole's "
         lines.append(f"| {whose}{label} | " + " | ".join(_both(best.get((label, name))) for name in data) + " |")
     sources = [f"[{name}](benchmarks/results/experiments/{name}/models/report.md)" for name in data]
