@@ -98,8 +98,8 @@ def results_table() -> str:
 def _both(row: dict | None) -> str:
     if row is None:
         return ""
-    cut = " ¹" if row["cut"] else ""
-    return f"{mean_sd(row['test']['ndcg@10'])} · {mean_sd(row['test_other_history'])}{cut}"
+    shown = [mean_sd(values) for values in (row["test"]["ndcg@10"], row["test_other_history"]) if values]
+    return " · ".join(shown) + (" ¹" if row["cut"] else "")
 
 
 def _mean_rank(label: str, best: dict, data: list[str]) -> float:
