@@ -31,7 +31,8 @@ difference from the first row, from a paired bootstrap over users and seeds, and
 time limit ended the training. Seconds are those of the machine that is named, and compare inside a table. Under
 protocol A what is in the history is ranked too. Models of this package that are trained with `repeat_bias` learn to
 leave it out where nothing is consumed twice; RecBole's models and published ones do not, and are to be compared with
-them under protocol B, the column "history excluded"."""
+them under protocol B, the column "history excluded". Sweeps of earlier commits than b4a2359 know no `repeat_bias`:
+compare their rows with each other, and not with those of `models`."""
 
 
 def page(folder: Path = ROOT / "benchmarks" / "results" / "experiments") -> str:
@@ -87,8 +88,10 @@ def experiment(file: Path, summary: dict, folder: Path) -> str:
     place = Path("benchmarks") / "results" / "experiments" / file.parent.relative_to(folder)
     pictures = sorted(file.parent.glob("*curves.png"))
     lines += [f"![validation over seconds]({place / picture.name})" for picture in pictures]
-    shared = f", {summary['jobs']} runs at a time" if summary["jobs"] > 1 else ""
-    lines.append(f"[The report]({place / 'report.md'}){shared}:\n\n```bash\n{summary['command']}\n```")
+    source = f"[The report]({place / 'report.md'})"
+    source += f", {summary['jobs']} runs at a time" if summary["jobs"] > 1 else ""
+    source += f", commit {', '.join(filter(None, summary['commits']))}"
+    lines.append(f"{source}:\n\n```bash\n{summary['command']}\n```")
     return "\n\n".join(filter(None, lines))
 
 

@@ -81,7 +81,7 @@ def test_the_page_holds_numbers_machine_and_commit(folder):
         "40 users, 41 test targets, split 0123456789ab, protocol A, time order exact. a processor, 1 thread(s)" in page
     )
     assert "seeds 2020, 2021. commit 1234567." in page
-    assert "losses/report.md), 2 runs at a time:\n\n```bash\nthe command\n```" in page
+    assert "losses/report.md), 2 runs at a time, commit 1234567:\n\n```bash\nthe command\n```" in page
     line = (
         "| [models](#tiny-models) | 2 | better 0.2500 ± 0.0707 | SASRec 0.1500 ± 0.0707 | +0.1000 | worse (cut) 1.00 |"
     )
