@@ -6,6 +6,7 @@ import pytest
 
 from recbole_ssd.comparison.options import is_comparison, read_options
 from recbole_ssd.comparison.runs import RunFolder, check_one_protocol, make_run, plan_runs
+from recbole_ssd.settings import properties_folder, read_yaml
 
 
 def options_of(settings, files=()):
@@ -130,7 +131,8 @@ def test_the_window_of_a_model_is_no_protocol():
 
 def test_settings_shipped_for_a_pair_are_told():
     (run,) = plan_runs(options_of({"model": "SSD4Rec", "epochs": "2"})[1], 1)
-    assert run.shipped == {"num_layers": 1, "train_batch_size": 2048, "learning_rate": 0.003}
+    tuned = read_yaml(properties_folder() / "tuned" / "SSD4Rec-ml-100k.yaml")
+    assert tuned.pop("epochs") and run.shipped == tuned  # the user's own epochs win
 
 
 def test_settings_of_a_run_survive_their_file(tmp_path):
