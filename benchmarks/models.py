@@ -1,4 +1,4 @@
-"""What every model reaches on ml-100k, and at what cost: ours on packed streams, GRU4Rec and SASRec of RecBole.
+"""What single changes give on ml-100k, with a long patience and without `repeat_bias`, ours and two of RecBole's.
 
     python benchmarks/models.py [NAME ...] [--seeds=3] [--jobs=2]
 
@@ -6,8 +6,8 @@ Each run (a model, a seed) has a process and a thread of its own and stops after
 NDCG@10, or when the time limit of its model is over; its record is benchmarks/results/models/NAME-SEED.json. What is
 there already is not run again: delete a record to repeat it. EXPLANATIONS, runs that ask why a model is behind, go to
 the folder explanations there. All seconds are seconds of the process on a CPU, loader
-and validation included: what else happens on the machine prolongs a run, and hardly these. The table of the README is
-made from the records by benchmarks/tables.py.
+and validation included: what else happens on the machine prolongs a run, and hardly these. A sentence of the
+README is made from the records by benchmarks/tables.py; its table is that of benchmarks/experiments/models.yaml.
 """
 
 from __future__ import annotations

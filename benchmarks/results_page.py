@@ -12,6 +12,7 @@ from statistics import fmean
 
 import yaml
 
+from recbole_ssd.comparison.document import Table
 from recbole_ssd.comparison.summary import mean_sd
 from recbole_ssd.result import other_history
 
@@ -43,10 +44,11 @@ def page(folder: Path = ROOT / "benchmarks" / "results" / "experiments") -> str:
     parts = [INTRODUCTION]
     if by_data:
         parts.append(overview(by_data))
+    by_others = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
     for data, summaries in by_data.items():
         parts.append(f"## {data}\n{_measured(summaries)}")
         parts += [experiment(file, summary, folder) for file, summary in summaries]
-        parts += published(yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")).get(data, []))
+        parts += published(by_others.get(data, []))
     return "\n\n".join(parts) + "\n"
 
 
@@ -99,11 +101,11 @@ def published(rows: list[dict]) -> list[str]:
     """The table of what others published on a data set; nothing where there is nothing."""
     if not rows:
         return []
-    lines = ["| published | protocol | test hit@10 | test ndcg@10 | by |", "|---|---|---:|---:|---|"]
-    for row in rows:
-        cells = [row["model"], row["protocol"], f"{row['hit@10']:.4f}", f"{row['ndcg@10']:.4f}", row["by"]]
-        lines.append("| " + " | ".join(cells) + " |")
-    return ["### published by others", "Not run here.", "\n".join(lines)]
+    header = ["published", "protocol", "by", "test hit@10", "test ndcg@10"]
+    cells = [
+        [row["model"], row["protocol"], row["by"], *(f"{row[m]:.4f}" for m in ("hit@10", "ndcg@10"))] for row in rows
+    ]
+    return ["### published by others", "Not run here.", Table(header, cells, left=3).format("pipe")]
 
 
 def sentences(table: dict, metric: str | None) -> str:

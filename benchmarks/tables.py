@@ -10,7 +10,9 @@ import re
 from pathlib import Path
 from statistics import fmean
 
+from recbole_ssd.comparison.document import Table
 from recbole_ssd.comparison.summary import mean_sd
+from recbole_ssd.model_lookup import own_models
 
 RESULTS = Path(__file__).parent / "results"
 NOTE = (
@@ -18,7 +20,6 @@ NOTE = (
     "there is one. ¹ a time limit ended the training. On ml-100k, amazon-beauty and ml-1m ours are trained with "
     "`repeat_bias` and so leave the history out by themselves; RecBole's cannot: compare them under B."
 )
-OURS = ("SSD4Rec", "MambaRec", "Mamba4Rec", "RecMamba", "MoEMaTrRec", "PackedSASRec")
 
 
 def quick_start_sentence() -> str:
@@ -86,13 +87,13 @@ def results_table() -> str:
                 if len(row["seeds"]) > len(best.get(key, {"seeds": ()})["seeds"]):
                     best[key] = row
     data = sorted(set(data))
-    lines = ["| test NDCG@10, A · B | " + " | ".join(data) + " |", "|---|" + "---:|" * len(data)]
-    for label in sorted({label for label, _ in best}, key=lambda label: (_mean_rank(label, best, data), label)):
-        whose = "" if label in OURS else "RecBole's "
-        lines.append(f"| {whose}{label} | " + " | ".join(_both(best.get((label, name))) for name in data) + " |")
+    labels = sorted({label for label, _ in best}, key=lambda label: (_mean_rank(label, best, data), label))
+    ours = own_models()
+    names = [label if label in ours else f"RecBole's {label}" for label in labels]
+    rows = [[name, *(_both(best.get((label, d))) for d in data)] for name, label in zip(names, labels, strict=True)]
     sources = [f"[{name}](benchmarks/results/experiments/{name}/models/report.md)" for name in data]
-    lines += ["", f"{NOTE} Commands, commits, seconds and curves: {', '.join(sources)}."]
-    return "\n".join(lines)
+    table = Table(["test NDCG@10, A · B", *data], rows).format("pipe")
+    return f"{table}\n\n{NOTE} Commands, commits, seconds and curves: {', '.join(sources)}."
 
 
 def _both(row: dict | None) -> str:

@@ -167,7 +167,7 @@ class PackedSequentialRecommender(SequentialRecommender):
             scores = self(stream) @ self._items().t()
             seen = self._seen(stream, whole=True)
             if seen is not None:
-                places, _ = seen.places()
+                places = seen.places()
                 scores.view(-1).scatter_add_(0, places, self._bias().expand(len(places)))
         return scores
 

@@ -61,9 +61,9 @@ class Seen:
         """P, ()."""
         return (torch.searchsorted(self.token, self._end) - torch.searchsorted(self.token, self._begin)).sum()
 
-    def places(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Where in a block of rows, (rows, V), there is a pair: see `Tile.places`."""
-        return self.tiles(self.n_items)[0].places(rows)
+    def places(self) -> Tensor:
+        """Where in scores of all rows, (N, V), there is a pair, (P,): see `Tile.places`."""
+        return self.tiles(self.n_items)[0].places(slice(None))[0]
 
     def tiles(self, width: int) -> list[Tile]:
         """The list cut after every `width` items of the catalogue."""
