@@ -8,22 +8,25 @@ from logging import getLogger
 
 from torch import Tensor
 
+ON_CPU = ("numba",)
+NOTES = {"numba": ", whose kernels are compiled at the first call, which takes a while, and kept for later runs"}
+
 
 def choose(
     op: str,
     asked: str,
     x: Tensor,
     refusals: dict[str, Callable[[], str | None]],
-    auto: tuple[str, ...] = ("triton",),
+    on_gpu: tuple[str, ...] = ("triton",),
 ) -> str:
     """The backend that `op` shall run; `torch`, which every op has, runs anywhere.
 
     Args:
         op: its name, for the sentences.
-        asked: `auto`, `torch` or a key of `refusals`. `auto` is `torch` on a CPU.
+        asked: `auto`, `torch` or a key of `refusals`.
         x: a tensor of the op, for its device.
         refusals: for every other backend a function that says why it cannot run on these tensors, None when it can.
-        auto: the backends that `auto` tries on a GPU before `torch`, the fastest first.
+        on_gpu: the backends that `auto` tries on a GPU before `torch`, the fastest first; on a CPU it tries `numba`.
 
     Raises:
         ValueError: when there is no such backend.
@@ -37,7 +40,7 @@ def choose(
     RuntimeError: scan cannot use the backend 'triton': it is not installed; 'torch' runs anywhere
     """
     if asked == "auto":
-        return _best(op, {name: refusals[name] for name in auto}) if x.is_cuda else "torch"
+        return _best(op, {name: refusals[name] for name in (on_gpu if x.is_cuda else ON_CPU) if name in refusals})
     if asked != "torch" and asked not in refusals:
         raise ValueError(f"{op} has the backends auto, torch, {', '.join(refusals)}; got '{asked}'")
     if asked != "torch" and (reason := refusals[asked]()):
@@ -46,11 +49,13 @@ def choose(
 
 
 def _best(op: str, refusals: dict[str, Callable[[], str | None]]) -> str:
+    if not refusals:
+        return "torch"
     passed_over = ""
     for name, refusal in refusals.items():
         reason = refusal()
         if reason is None:
-            _log_once(f"{op} runs on the backend '{name}'{passed_over}")
+            _log_once(f"{op} runs on the backend '{name}'{NOTES.get(name, '')}{passed_over}")
             return name
         passed_over += f"; '{name}' would be faster, but {reason}"
     _log_once(f"{op} runs on the backend 'torch'{passed_over}")

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backends import choose
+from .compiled import support as on_cpu
 from .kernels import support
 from .packing import Segments
 from .segment_cumsum import running_sum, segment_cumsum, segment_sum
@@ -52,8 +53,8 @@ def prefix_readout(
         headdim: p.
         ngroups: g.
         cu_seqlens: (S + 1,) borders of the segments, or a `Segments`.
-        backend: `torch` (any device), `triton` (our kernels, float32 or bfloat16), or `auto`: on a GPU `triton` where
-            it can run, else `torch`.
+        backend: `torch` (any device), `numba` (our kernels for CPUs), `triton` (those for GPUs, float32 or bfloat16),
+            or `auto`: `numba` or `triton` where they can run, else `torch`.
 
     Returns:
         y, (T, h, p): at every token what the flipped scan gives for the prefix that ends with it, before the gate.
@@ -62,8 +63,14 @@ def prefix_readout(
         ValueError: on an unknown backend.
         RuntimeError: when the backend asked for cannot run on this machine or these tensors.
     """
-    backend = choose("prefix_readout", backend, xBC, {"triton": lambda: support.refusal(xBC)})
+    refusals = {"numba": lambda: on_cpu.refusal(xBC), "triton": lambda: support.refusal(xBC)}
+    backend = choose("prefix_readout", backend, xBC, refusals)
     segments = Segments.of(cu_seqlens)
+    if backend == "numba":
+        from .compiled.readout import readout_numba  # late: it imports numba
+
+        D = D.view(len(A), -1).expand(-1, headdim)
+        return readout_numba(xBC, dt, A, D, weight, bias, ngroups, segments)
     inner = A.shape[0] * headdim
     state = (xBC.shape[1] - inner) // 2
     x_first, _, C_first = _first_item(xBC, weight, bias, segments).split([inner, state, state], dim=-1)

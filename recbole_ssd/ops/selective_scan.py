@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import selective_scan_mamba
 from .backends import choose
+from .compiled import support as on_cpu
 from .kernels import support
 from .packing import Segments
 from .selective_scan_reference import selective_scan_reference
@@ -48,9 +49,9 @@ def selective_scan(
         B: (b, l, n).  C: (b, l, n).  Where x is bfloat16, dt, A and D are float32.
         D: (i,), the skip connection; None leaves it out.
         cu_seqlens: (S + 1,) borders of the segments of a stream (then b is 1), or a `Segments`.
-        backend: `torch` (blocks of chunks, any device), `triton` (our kernels), `mamba_ssm` (that
-            package's CUDA kernel, float32), `reference` (the recurrence), or `auto`: on a GPU `mamba_ssm` where it can
-            run, else `triton` where it can, else `torch`.
+        backend: `torch` (blocks of chunks, any device), `triton` (our kernels), `numba` (our kernels for CPUs),
+            `mamba_ssm` (that package's CUDA kernel, float32), `reference` (the recurrence), or `auto`: on a CPU `numba`
+            and on a GPU `mamba_ssm`, else `triton`, where they can run, else `torch`.
 
     Returns:
         y: (b, l, i), in the dtype of x.
@@ -74,9 +75,10 @@ def _choose(backend: str, x: Tensor, A: Tensor) -> str:
     refusals = {
         "mamba_ssm": lambda: selective_scan_mamba.refusal(x, A),
         "triton": lambda: support.refusal(x) or _too_many(A),
+        "numba": lambda: on_cpu.refusal(x),
         "reference": lambda: None,
     }
-    return choose("selective_scan", backend, x, refusals, auto=("mamba_ssm", "triton"))
+    return choose("selective_scan", backend, x, refusals, on_gpu=("mamba_ssm", "triton"))
 
 
 def _backend(name: str) -> Callable:
@@ -84,6 +86,10 @@ def _backend(name: str) -> Callable:
         from .kernels.selective_scan import selective_scan_triton
 
         return selective_scan_triton
+    if name == "numba":
+        from .compiled.selective_scan import selective_scan_numba
+
+        return selective_scan_numba
     if name == "mamba_ssm":
         return selective_scan_mamba.selective_scan_mamba
     return selective_scan_reference if name == "reference" else selective_scan_torch

@@ -184,7 +184,7 @@ def test_two_equal_steps_are_equal_to_the_bit(model):
         (
             "Mamba4Rec",
             {"scan_backend": "fast"},
-            "'scan_backend'.* should be one of auto, torch, triton, mamba_ssm",
+            "'scan_backend'.* should be one of auto, torch, numba, triton, mamba_ssm",
         ),
         ("Mamba4Rec", {"chunk_size": 16.5}, "chunk_size.* should be a whole number"),
         ("MoEMaTrRec", {"gate": "mean"}, "gate must be one of running_mean, token, top1"),

@@ -9,6 +9,7 @@ from .streams import borders, error, run
 
 LENGTHS = (1, 2, 3, 4, 5, 9, 1, 17, 70)
 TOTAL = sum(LENGTHS)
+BACKENDS = ("torch", "numba")
 HEADS, HEADDIM, STATE = 4, 3, 5
 
 
@@ -25,9 +26,9 @@ def inputs_of(width, groups, length=TOTAL):
     ]
 
 
-def readout(groups, lengths=LENGTHS):
+def readout(groups, lengths=LENGTHS, backend="torch"):
     cu = borders(lengths)
-    return lambda *inputs: prefix_readout(*inputs, headdim=HEADDIM, ngroups=groups, cu_seqlens=cu)
+    return lambda *inputs: prefix_readout(*inputs, headdim=HEADDIM, ngroups=groups, cu_seqlens=cu, backend=backend)
 
 
 def flipped_scan_of_every_prefix(groups):
@@ -36,7 +37,8 @@ def flipped_scan_of_every_prefix(groups):
     def last_step(xBC, dt, A, D, weight, bias):
         xBC, dt = xBC.flip(0)[None], dt.flip(0)[None]
         inner = HEADS * HEADDIM
-        x, B, C = causal_conv1d(xBC, weight, bias).split([inner, groups * STATE, groups * STATE], dim=-1)
+        convolved = causal_conv1d(xBC, weight, bias, backend="torch")
+        x, B, C = convolved.split([inner, groups * STATE, groups * STATE], dim=-1)
         parts = (
             x.unflatten(-1, (HEADS, -1)),
             dt,
@@ -60,31 +62,55 @@ def test_readout_is_the_flipped_scan_of_every_prefix(width, groups):
     inputs = inputs_of(width, groups)
     dy = torch.randn(TOTAL, HEADS, HEADDIM, dtype=torch.float64)
     truth = run(flipped_scan_of_every_prefix(groups), inputs, dy)
-    for got, want in zip(run(readout(groups), inputs, dy), truth):
+    for backend in BACKENDS:
+        for got, want in zip(run(readout(groups, backend=backend), inputs, dy), truth):
+            assert error(got, want) < 1e-12, backend
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend):
+    inputs = [t.requires_grad_() for t in inputs_of(4, 1, length=10)]
+    assert torch.autograd.gradcheck(readout(1, (2, 1, 7), backend), inputs)
+
+
+def test_numba_takes_D_by_channel_too():
+    inputs, dy = inputs_of(4, 2), torch.randn(TOTAL, HEADS, HEADDIM, dtype=torch.float64)
+    inputs[3] = torch.randn(HEADS, HEADDIM, dtype=torch.float64)
+    for got, want in zip(run(readout(2, backend="numba"), inputs, dy), run(readout(2), inputs, dy), strict=True):
         assert error(got, want) < 1e-12
 
 
-def test_gradcheck():
-    inputs = [t.requires_grad_() for t in inputs_of(4, 1, length=10)]
-    assert torch.autograd.gradcheck(readout(1, (2, 1, 7)), inputs)
+def test_threads_change_no_bit_of_numba():
+    lengths = (300, 7, 280, 260, 1, 500)
+    inputs, threads = [t.float() for t in inputs_of(4, 1, sum(lengths))], torch.get_num_threads()
+    dy, results = torch.randn(sum(lengths), HEADS, HEADDIM), []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            results.append(run(readout(1, lengths, "numba"), inputs, dy, torch.float32))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("changed", ["future", "neighbour"])
-def test_nothing_leaks_not_even_in_rounding(changed):
+def test_nothing_leaks_not_even_in_rounding(changed, backend):
     inputs = [t.float() for t in inputs_of(4, 1)]
     rows = slice(60, 112) if changed == "future" else slice(25, 42)  # the long segment's end, or the one before it
     mixed = [t.clone() for t in inputs]
     mixed[0][rows] = torch.randn_like(mixed[0][rows])
     mixed[1][rows] = torch.rand_like(mixed[1][rows])
-    before, after = readout(1)(*inputs), readout(1)(*mixed)
+    before, after = (readout(1, backend=backend)(*tensors) for tensors in (inputs, mixed))
     same = torch.ones(len(before), dtype=torch.bool)
     same[rows] = False
     assert torch.equal(before[same], after[same])
     assert not torch.equal(before[rows], after[rows])
 
 
-def test_long_segment_stays_accurate_in_float32():
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_long_segment_stays_accurate_in_float32(backend):
     lengths = (3000, 20)
     inputs = inputs_of(4, 1, sum(lengths))
     truth = readout(1, lengths)(*inputs)
-    assert error(readout(1, lengths)(*(t.float() for t in inputs)).double(), truth) < 2e-6
+    assert error(readout(1, lengths, backend)(*(t.float() for t in inputs)).double(), truth) < 2e-6

@@ -15,6 +15,15 @@ from .streams import LENGTHS, ORDERS, borders, error, run, run_alone
 
 GENTLE, STEEP = {}, {"dt_max": 20.0}
 PER_TOKEN = (0, 1, 3, 4)  # x, dt, B, C
+ON_CPU = ("torch", "numba")
+
+
+@pytest.fixture(params=ON_CPU)
+def name(request):
+    """A backend that runs on a CPU."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    return request.param
 
 
 def inputs(length, channels=6, state=5, decay=16.0, dt_max=0.1, batch=1, seed=0):
@@ -35,15 +44,15 @@ def backend(name, cu_seqlens):
     return lambda *tensors: selective_scan(*tensors, cu_seqlens=cu_seqlens, backend=name)
 
 
-def assert_equal_to_recurrence(cu_seqlens, tensors, below=1e-12):
+def assert_equal_to_recurrence(name, cu_seqlens, tensors, below=1e-12):
     dy = torch.randn_like(tensors[0])
     want = run(backend("reference", cu_seqlens), tensors, dy)
-    for got, truth in zip(run(backend("torch", cu_seqlens), tensors, dy), want):
+    for got, truth in zip(run(backend(name, cu_seqlens), tensors, dy), want):
         assert error(got, truth) < below
 
 
 @pytest.mark.parametrize("lengths", ORDERS.values(), ids=ORDERS)
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", [*ON_CPU, "reference"], indirect=True)
 def test_packed_equals_alone(name, lengths):
     tensors, cu = inputs(sum(lengths)), borders(lengths)
     dy = torch.randn_like(tensors[0])
@@ -69,70 +78,76 @@ def test_reference_is_the_sum_over_the_past():
 def test_torch_equals_recurrence_in_float64(decay, chunk, room, monkeypatch):
     monkeypatch.setattr(selective_scan_torch, "CHUNK", chunk)
     monkeypatch.setattr(selective_scan_torch, "ROOM", room)
-    assert_equal_to_recurrence(borders(LENGTHS), inputs(sum(LENGTHS), **decay))
-
-
-@pytest.mark.parametrize(("channels", "state"), [(1, 1), (1, 128), (70, 1), (3, 128)])
-def test_torch_equals_recurrence_at_odd_sizes(channels, state):
-    lengths = (17, 1, 40, 16)
-    assert_equal_to_recurrence(borders(lengths), inputs(sum(lengths), channels, state))
-
-
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
-def test_dense_batch_equals_recurrence(length):
-    assert_equal_to_recurrence(None, inputs(length, batch=3))
-
-
-def test_one_long_segment_equals_recurrence():
-    assert_equal_to_recurrence(borders([5000, 3]), inputs(5003, channels=2, state=3))
+    assert_equal_to_recurrence("torch", borders(LENGTHS), inputs(sum(LENGTHS), **decay))
 
 
 @pytest.mark.parametrize("decay", [GENTLE, STEEP], ids=["gentle", "steep"])
-def test_torch_is_as_accurate_as_recurrence_in_float32(decay):
-    cu, blocked, recurrence = borders(LENGTHS), [], []
+def test_numba_equals_recurrence_in_float64(decay):
+    pytest.importorskip("numba")
+    assert_equal_to_recurrence("numba", borders(LENGTHS), inputs(sum(LENGTHS), **decay))
+
+
+@pytest.mark.parametrize(("channels", "state"), [(1, 1), (1, 128), (70, 1), (3, 128), (300, 6)])
+def test_odd_sizes_equal_recurrence(name, channels, state):
+    lengths = (17, 1, 40, 16)
+    assert_equal_to_recurrence(name, borders(lengths), inputs(sum(lengths), channels, state))
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
+def test_dense_batch_equals_recurrence(name, length):
+    assert_equal_to_recurrence(name, None, inputs(length, batch=3))
+
+
+def test_one_long_segment_equals_recurrence(name):
+    assert_equal_to_recurrence(name, borders([5000, 3]), inputs(5003, channels=2, state=3))
+
+
+@pytest.mark.parametrize("decay", [GENTLE, STEEP], ids=["gentle", "steep"])
+def test_float32_is_as_accurate_as_recurrence(name, decay):
+    cu, fast, recurrence = borders(LENGTHS), [], []
     for seed in range(3):
         tensors = inputs(sum(LENGTHS), channels=16, state=16, seed=seed, **decay)
         dy = torch.randn_like(tensors[0])
         truth = run(backend("reference", cu), tensors, dy)
-        for name, errors in (("torch", blocked), ("reference", recurrence)):
-            got = run(backend(name, cu), tensors, dy, torch.float32)
+        for form, errors in ((name, fast), ("reference", recurrence)):
+            got = run(backend(form, cu), tensors, dy, torch.float32)
             errors.append([error(*pair) for pair in zip(got, truth)])
-    blocked, recurrence = (torch.tensor(errors).median(0).values for errors in (blocked, recurrence))
-    assert (blocked <= (2 * recurrence).clamp(min=1e-6)).all()
+    fast, recurrence = (torch.tensor(errors).median(0).values for errors in (fast, recurrence))
+    assert (fast <= (2 * recurrence).clamp(min=1e-6)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_any_decay_is_finite_and_right(dtype):
+def test_any_decay_is_finite_and_right(name, dtype):
     lengths = (300, 7, 64)
     x, dt, A, B, C, D = inputs(sum(lengths))
     dt = 10 ** (torch.rand_like(dt) * 10 - 6)  # with A = -1 from 1e-6 to 1e4
     tensors = (x, dt, -torch.ones_like(A), B, C, D)
     dy = torch.randn_like(x)
     truth = run(backend("reference", borders(lengths)), tensors, dy)
-    for got, want in zip(run(backend("torch", borders(lengths)), tensors, dy, dtype), truth):
+    for got, want in zip(run(backend(name, borders(lengths)), tensors, dy, dtype), truth):
         assert got.isfinite().all()
         assert error(got, want) < (1e-12 if dtype == torch.float64 else 1e-5)
 
 
-def test_gradcheck():
+def test_gradcheck(name):
     tensors = [t.requires_grad_() for t in inputs(40, channels=2, state=2)]
-    assert torch.autograd.gradcheck(backend("torch", borders([1, 35, 4])), tensors)
+    assert torch.autograd.gradcheck(backend(name, borders([1, 35, 4])), tensors)
 
 
-def test_no_skip():
+def test_no_skip(name):
     *tensors, _ = inputs(sum(LENGTHS))
-    got, want = (backend(name, borders(LENGTHS))(*tensors) for name in ("torch", "reference"))
+    got, want = (backend(form, borders(LENGTHS))(*tensors) for form in (name, "reference"))
     assert error(got, want) < 1e-12
 
 
-def run_float32(tensors, cu, dy):
+def run_float32(name, tensors, cu, dy):
     """y, dx, ddt, dB, dC to the bit."""
-    results = run(backend("torch", cu), tensors, dy, torch.float32)
+    results = run(backend(name, cu), tensors, dy, torch.float32)
     return [results[0], *(results[1 + i] for i in PER_TOKEN)]
 
 
 @pytest.mark.parametrize("decay", [GENTLE, STEEP], ids=["gentle", "steep"])
-def test_changing_one_segment_leaves_all_others_bit_identical(decay):
+def test_changing_one_segment_leaves_all_others_bit_identical(name, decay):
     lengths = ORDERS["mixed"]
     cu = borders(lengths)
     before, other = (inputs(sum(lengths), seed=seed, **decay) for seed in (0, 1))
@@ -144,40 +159,63 @@ def test_changing_one_segment_leaves_all_others_bit_identical(decay):
         after[i][:, changed] = other[i][:, changed]
     dy = torch.randn_like(before[0])
     other_dy = torch.where(same[:, None], dy, 2 * dy)
-    for one, two in zip(run_float32(before, cu, dy), run_float32(after, cu, other_dy)):
+    for one, two in zip(run_float32(name, before, cu, dy), run_float32(name, after, cu, other_dy)):
         assert torch.equal(one[:, same], two[:, same])
         assert not torch.equal(one[:, changed], two[:, changed])
 
 
 @pytest.mark.parametrize("cut", [150, 144, 1])
 @pytest.mark.parametrize("dt_max", [0.1, 20.0], ids=["gentle", "steep"])
-def test_changing_the_future_leaves_the_past_bit_identical(dt_max, cut):
+def test_changing_the_future_leaves_the_past_bit_identical(name, dt_max, cut):
     before, after = inputs(200), [t.clone() for t in inputs(200)]
     for i, t in enumerate(inputs(200, dt_max=dt_max, seed=1)):
         if i in PER_TOKEN:
             after[i][:, cut:] = t[:, cut:]
     before, after = ([t.float() for t in tensors] for tensors in (before, after))
-    one, two = (selective_scan(*tensors, cu_seqlens=borders([200])) for tensors in (before, after))
+    one, two = (backend(name, borders([200]))(*tensors) for tensors in (before, after))
     assert torch.equal(one[:, :cut], two[:, :cut])
     assert not torch.equal(one[:, cut:], two[:, cut:])
 
 
-def test_gradients_are_deterministic_and_no_scratch_is_read_before_it_is_written():
+def test_gradients_are_deterministic_and_no_scratch_is_read_before_it_is_written(name):
     cu = borders(LENGTHS)
     tensors = inputs(sum(LENGTHS))
     dy = torch.randn_like(tensors[0])
-    first = run(backend("torch", cu), tensors, dy, torch.float32)
+    first = run(backend(name, cu), tensors, dy, torch.float32)
     torch.use_deterministic_algorithms(True)  # fills what is empty with NaN
     try:
-        second = run(backend("torch", cu), tensors, dy, torch.float32)
+        second = run(backend(name, cu), tensors, dy, torch.float32)
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(*pair) for pair in zip(first, second))
 
 
-def test_backward_can_run_twice():
+def test_numba_gives_the_same_bits_whatever_the_number_of_threads():
+    if pytest.importorskip("numba").config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("this process may use one core only")
+    lengths = [700, *ORDERS["mixed"], 300, 5]
+    tensors, before = inputs(sum(lengths), channels=20), torch.get_num_threads()
+    dy, results = torch.randn_like(tensors[0]), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(run(backend("numba", borders(lengths)), tensors, dy, torch.float32))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for pair in zip(*results))
+
+
+def test_numba_sums_a_long_stream_as_exactly_as_a_short_one():
+    pytest.importorskip("numba")
+    *tensors, dy = [*inputs(50000, channels=2, state=3), torch.ones(1, 50000, 2, dtype=torch.float64)]
+    short, long = (backend(form, borders([50000])) for form in ("torch", "numba"))
+    for got, truth in zip(run(long, tensors, dy, torch.float32), run(short, tensors, dy)):
+        assert error(got, truth) < 1e-6
+
+
+def test_backward_can_run_twice(name):
     tensors = [t.requires_grad_() for t in inputs(70)]
-    y = selective_scan(*tensors, cu_seqlens=borders([50, 20]))
+    y = backend(name, borders([50, 20]))(*tensors)
     dy = torch.randn_like(y)
     first, second = (torch.autograd.grad(y, tensors, dy, retain_graph=True) for _ in range(2))
     assert all(torch.equal(*pair) for pair in zip(first, second))
@@ -204,8 +242,8 @@ def largest_tensor(name, lengths):
     return largest.numbers
 
 
-def test_no_tensor_has_a_state_per_token():
-    assert largest_tensor("torch", [20000, 300] + 500 * [20]) <= 30300 * 16 * 32 / 15
+def test_no_tensor_has_a_state_per_token(name):
+    assert largest_tensor(name, [20000, 300] + 500 * [20]) <= 30300 * 16 * 32 / 15
     assert largest_tensor("reference", [200, 100]) >= 300 * 16 * 32
 
 
@@ -290,11 +328,12 @@ def test_adapter_runs_a_dense_batch_without_separators(kernel):
     assert kernel.shapes == [(3, 6, 64)]
 
 
-def test_auto_takes_torch_on_a_cpu_and_says_nothing(caplog):
-    tensors = inputs(10)
-    with caplog.at_level(logging.INFO):
-        assert torch.equal(selective_scan(*tensors), selective_scan(*tensors, backend="torch"))
-    assert not caplog.records
+def test_auto_on_a_cpu_takes_numba_where_it_can(monkeypatch):
+    A, x = torch.ones(6, 5), torch.ones(10, 6)
+    monkeypatch.setattr(door.on_cpu, "find_spec", lambda name: "found")
+    assert door._choose("auto", x, A) == "numba"
+    monkeypatch.setattr(door.on_cpu, "find_spec", lambda name: None)
+    assert door._choose("auto", x, A) == "torch"
 
 
 def test_auto_on_cuda_takes_the_best_kernel_that_runs_and_says_so_once(monkeypatch, caplog):
@@ -322,8 +361,8 @@ def test_a_missing_or_broken_package_is_named(monkeypatch):
     assert "importing mamba_ssm fails" in load()[1]
 
 
-def test_a_segments_is_planned_once():
+def test_a_segments_is_planned_once(name):
     segments = Segments(borders(LENGTHS))
     for _ in range(2):
-        selective_scan(*inputs(sum(LENGTHS)), cu_seqlens=segments)
+        backend(name, segments)(*inputs(sum(LENGTHS)))
     assert len(segments.layouts) == 1

@@ -1,0 +1,218 @@
+"""The readout of every prefix (`ops.readout`) on a CPU: as prefixes grow, item by item, in one pass.
+
+When item t of a segment arrives, the flipped convolution at each of the last K items s = t-j gets its tap j. With it
+
+    term = w[s] dt[s] (C~[1] . B~[s]) x~[s]
+
+is new. While j < K-1 another tap will come, and the term counts for the prefix that ends with t alone; with j = K-1 the
+filter is full and the term goes into the running sum. C~ and x~ of item 1 fill in the same way over the first K items.
+The backward goes through the items from the end, with the sum of all later dy as the gradient of the running sum.
+
+Shape letters:    T tokens    K width of the filter    h heads    p head size    i = h * p    g groups    n state size
+                  e = i + g * n, the channels of x and B    c = e + g * n
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..packing import Segments
+from .jit import Work, kernel, launch, over_blocks, parallel_kernel
+from .vectors import add, add_product, add_scaled, add_silu_backward, dot, put, put_scaled, silu
+
+
+def readout_numba(
+    xBC: Tensor, dt: Tensor, A: Tensor, D: Tensor, weight: Tensor, bias: Tensor, ngroups: int, segments: Segments
+) -> Tensor:
+    """`ops.readout.prefix_readout` with D as (h, p); (T, h, p), float32 or float64."""
+    y = _Readout.apply(xBC, dt, A, D.flatten(), weight, bias, ngroups, segments)
+    return y.view(len(xBC), *D.shape)
+
+
+class _Readout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, xBC, dt, A, D, weight, bias, ngroups, segments):
+        xBC, dt = xBC.contiguous(), dt.contiguous()
+        taps = weight.flip(1).t().contiguous()  # (K, c), taps[j] meets the item j places ahead
+        ctx.save_for_backward(xBC, dt, A, D, taps, bias)
+        ctx.ngroups, ctx.segments = ngroups, segments
+        y = xBC.new_zeros(len(xBC), len(D))
+        launch(_forward, xBC, dt, A, D, taps, bias, ngroups, y, Work.of(segments).arrays)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        xBC, dt, A, D, taps, bias = inputs = ctx.saved_tensors
+        work = Work.of(ctx.segments)
+        dxBC, ddt = torch.zeros_like(xBC), torch.empty_like(dt)
+        dA, dD, dtaps, dbias = (t.new_zeros(work.n_blocks, *t.shape) for t in (A, D, taps, bias))
+        launch(_backward, *inputs, ctx.ngroups, dy.contiguous(), dxBC, ddt, dA, dD, dtaps, dbias, work.arrays)
+        dA, dD, dtaps, dbias = map(over_blocks, (dA, dD, dtaps, dbias))
+        return dxBC, ddt, dA, dD, dtaps.flip(0).t(), dbias, None, None
+
+
+@parallel_kernel
+def _forward(xBC, dt, A, D, taps, bias, groups, y, work):
+    borders, blocks, order, workers = work
+    for worker in prange(len(workers) - 1):
+        for block in order[workers[worker] : workers[worker + 1]]:
+            for s in range(blocks[block], blocks[block + 1]):
+                here = slice(borders[s], borders[s + 1])
+                _segment(xBC[here], dt[here], A, D, taps, bias, groups, y[here])
+
+
+@kernel
+def _segment(xBC, dt, A, D, taps, bias, groups, y):
+    """Adds to y, (l, i), of one segment of l items."""
+    K, h, i = len(taps), len(A), len(D)
+    e = (i + len(bias)) // 2
+    pre, wdt = np.empty((K, e), y.dtype), np.empty((K, h), y.dtype)  # of the last K items, item s in row s % K
+    activation, C, C_pre = np.empty(e, y.dtype), np.empty(len(bias) - e, y.dtype), bias[e:].copy()
+    total, skip, log_w = np.zeros(i, y.dtype), np.empty(i, y.dtype), np.zeros(h, np.float64)
+    for t in range(len(y)):
+        row, out = xBC[t], y[t]
+        if t < K:
+            _one_more_tap(C_pre, taps[t][e:], row[e:], C)
+        put(bias[:e], pre[t % K])
+        _weigh(dt[t], A, log_w, wdt[t % K])
+        for j in range(min(t, K - 1) + 1):
+            s = t - j
+            _one_more_tap(pre[s % K], taps[j][:e], row[:e], activation)
+            _add_term(activation, C, wdt[s % K], groups, out if j < K - 1 else total)
+            if s == 0:
+                put(activation[:i], skip)
+        add(total, out)
+        add_product(D, skip, out)
+
+
+@kernel
+def _one_more_tap(pre, tap, row, activation):
+    add_product(tap, row, pre)
+    silu(pre, activation)
+
+
+@kernel
+def _weigh(dt, A, log_w, wdt):
+    """w dt of an item, and log w of the next one: float64, for it is a sum over the history."""
+    for j in range(len(A)):
+        wdt[j] = np.exp(log_w[j]) * dt[j]
+        log_w[j] += dt[j] * A[j]
+
+
+@kernel
+def _add_term(activation, C, wdt, groups, out):
+    i, heads, n = len(out), len(wdt), len(C) // groups
+    p = i // heads
+    for g in range(groups):
+        B, C_g = activation[i + g * n : i + (g + 1) * n], C[g * n : (g + 1) * n]
+        CB = dot(B, C_g)
+        for j in range(g * heads // groups, (g + 1) * heads // groups):
+            add_scaled(wdt[j] * CB, activation[j * p : (j + 1) * p], out[j * p : (j + 1) * p])
+
+
+@parallel_kernel
+def _backward(xBC, dt, A, D, taps, bias, groups, dy, dxBC, ddt, dA, dD, dtaps, dbias, work):
+    borders, blocks, order, workers = work
+    for worker in prange(len(workers) - 1):
+        for b in order[workers[worker] : workers[worker + 1]]:
+            for s in range(blocks[b], blocks[b + 1]):
+                here = slice(borders[s], borders[s + 1])
+                inputs = xBC[here], dt[here], A, D, taps, bias
+                _segment_backward(inputs, groups, dy[here], (dxBC[here], ddt[here], dA[b], dD[b], dtaps[b], dbias[b]))
+
+
+@kernel
+def _segment_backward(inputs, groups, dy, grads):
+    """Fills dxBC and ddt of one segment, adds to dA, dD, dtaps and dbias of its block."""
+    xBC, dt, A, D, taps, bias = inputs
+    dxBC, ddt, dA, dD, dtaps, dbias = grads
+    (length, i), (K, c), h = dy.shape, taps.shape, len(A)
+    e = (i + c) // 2
+    w = _weights(dt, A)
+    C_pre, C, dC = np.empty((K, c - e), dy.dtype), np.empty((K, c - e), dy.dtype), np.zeros((K, c - e), dy.dtype)
+    pre, xB, dxB = np.empty((K, e), dy.dtype), np.empty((K, e), dy.dtype), np.empty((K, e), dy.dtype)
+    later, flow, wdt, dwdt = np.zeros(i, dy.dtype), np.zeros(h), np.empty(h, dy.dtype), np.empty(h, dy.dtype)
+    _levels(xBC, taps, bias, 0, e, C_pre, C)
+    for seen in range(length):
+        s = length - 1 - seen
+        if s + K - 1 < length:  # what enters the running sum here is in all later prefixes
+            add(dy[s + K - 1], later)
+        _levels(xBC, taps, bias, s, 0, pre, xB)
+        for j in range(h):
+            wdt[j], dwdt[j] = w[s, j] * dt[s, j], 0
+        for j in range(min(K, length - s)):
+            dterm, level = dy[s + j] if j < K - 1 else later, min(s + j, K - 1)
+            _term_backward(xB[j], C[level], wdt, groups, dterm, dxB[j], dC[level], dwdt)
+            if s == 0:
+                _skip_backward(xB[j][:i], D, dterm, dxB[j][:i], dD)
+        _levels_backward(xBC, taps, s, 0, pre, dxB, dxBC, dtaps, dbias)
+        for j in range(h):
+            ddt[s, j] = w[s, j] * dwdt[j] + A[j] * flow[j]
+            dA[j] += dt[s, j] * flow[j]
+            flow[j] += wdt[j] * dwdt[j]
+    _levels_backward(xBC, taps, 0, e, C_pre, dC, dxBC, dtaps, dbias)
+
+
+@kernel
+def _weights(dt, A):
+    """w of every item, (l, h)."""
+    w, log_w = np.empty_like(dt), np.zeros(len(A))
+    for t in range(len(dt)):
+        for j in range(len(A)):
+            w[t, j] = np.exp(log_w[j])
+            log_w[j] += dt[t, j] * A[j]
+    return w
+
+
+@kernel
+def _levels(xBC, taps, bias, s, first, pre, activation):
+    """Sums and activations of the flipped convolution at item s with 1, 2, ... taps, of the channels from `first`."""
+    end = first + pre.shape[1]
+    for j in range(min(len(taps), len(xBC) - s)):
+        before, tap, row = pre[j - 1] if j else bias[first:end], taps[j][first:end], xBC[s + j][first:end]
+        put(before, pre[j])
+        _one_more_tap(pre[j], tap, row, activation[j])
+
+
+@kernel
+def _levels_backward(xBC, taps, s, first, pre, dactivation, dxBC, dtaps, dbias):
+    """Adds to dxBC, dtaps and dbias. A tap is in the sums of its own level and of all above."""
+    end, above = first + pre.shape[1], np.zeros(pre.shape[1], pre.dtype)
+    full = min(len(taps), len(xBC) - s)
+    for seen in range(full):
+        j = full - 1 - seen
+        add_silu_backward(pre[j], dactivation[j], above)
+        add_product(taps[j][first:end], above, dxBC[s + j][first:end])
+        add_product(xBC[s + j][first:end], above, dtaps[j][first:end])
+    add(above, dbias[first:end])
+
+
+@kernel
+def _term_backward(xB, C, wdt, groups, dterm, dxB, dC, dwdt):
+    """Fills dxB, adds to dC and dwdt."""
+    i, heads, n = len(dterm), len(wdt), len(C) // groups
+    p = i // heads
+    for g in range(groups):
+        B, dB = xB[i + g * n : i + (g + 1) * n], dxB[i + g * n : i + (g + 1) * n]
+        C_g, dC_g = C[g * n : (g + 1) * n], dC[g * n : (g + 1) * n]
+        CB, dCB = dot(B, C_g), C.dtype.type(0)
+        for j in range(g * heads // groups, (g + 1) * heads // groups):
+            here = slice(j * p, (j + 1) * p)
+            dscale = dot(dterm[here], xB[here])
+            dwdt[j] += dscale * CB
+            dCB += dscale * wdt[j]
+            put_scaled(wdt[j] * CB, dterm[here], dxB[here])
+        put_scaled(dCB, C_g, dB)
+        add_scaled(dCB, B, dC_g)
+
+
+@kernel
+def _skip_backward(x, D, dterm, dx, dD):
+    """Of D x~[1], which is there once for every prefix."""
+    add_product(D, dterm, dx)
+    add_product(x, dterm, dD)

@@ -1,0 +1,76 @@
+"""Loops over one or a few rows, each a function of its own.
+
+LLVM makes vectors of a loop when it can tell that its arrays are apart; with many arrays in one loop, or with slices of
+larger ones, it gives up. As functions of few arguments these loops run five times as fast as written out in place.
+"""
+
+from __future__ import annotations
+
+from .jit import kernel, sigmoid
+
+
+@kernel
+def dot(a, b):
+    """The inner product."""
+    total = a.dtype.type(0)
+    for k in range(len(a)):
+        total += a[k] * b[k]
+    return total
+
+
+@kernel
+def put(a, out):
+    """out = a."""
+    for k in range(len(out)):
+        out[k] = a[k]
+
+
+@kernel
+def add(a, out):
+    """out += a."""
+    for k in range(len(out)):
+        out[k] += a[k]
+
+
+@kernel
+def add_scaled(scale, a, out):
+    """out += scale * a, with a number `scale`."""
+    for k in range(len(out)):
+        out[k] += scale * a[k]
+
+
+@kernel
+def put_scaled(scale, a, out):
+    """out = scale * a, with a number `scale`."""
+    for k in range(len(out)):
+        out[k] = scale * a[k]
+
+
+@kernel
+def put_product(a, b, out):
+    """out = a * b, element by element."""
+    for k in range(len(out)):
+        out[k] = a[k] * b[k]
+
+
+@kernel
+def add_product(a, b, out):
+    """out += a * b, element by element."""
+    for k in range(len(out)):
+        out[k] += a[k] * b[k]
+
+
+@kernel
+def silu(a, out):
+    """out = a * sigmoid(a)."""
+    for k in range(len(out)):
+        out[k] = a[k] * sigmoid(a[k])
+
+
+@kernel
+def add_silu_backward(a, dsilu, out):
+    """out += dsilu * the derivative of silu at a."""
+    one = a.dtype.type(1)
+    for k in range(len(out)):
+        gate = sigmoid(a[k])
+        out[k] += dsilu[k] * gate * (one + a[k] * (one - gate))
