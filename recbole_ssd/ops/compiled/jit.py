@@ -6,8 +6,7 @@ Consecutive ones form blocks; what is summed over the whole stream, such as the 
 block and then over the blocks, so that the number of threads does not change a bit of any result.
 
 numba (https://numba.pydata.org) compiles with LLVM, no compiler is needed, and keeps what it compiled on the disk. Its
-threads are torch's own where both use OpenMP; a pool of our own lost its cores to torch's idle threads, which spin for a
-while.
+threads are torch's own where both use OpenMP; a pool of our own lost its cores to torch's idle threads, which spin.
 
 What makes LLVM use vectors: rows that are contiguous; few arrays in one loop, or scratch of a constant row length that is
 made in the function its loops are `inlined` into; ranges that count up, around the innermost loop too.
@@ -16,6 +15,8 @@ made in the function its loops are `inlined` into; ranges that count up, around 
 from __future__ import annotations
 
 import math
+from functools import cache
+from pathlib import Path
 from threading import Lock
 
 import numba
@@ -77,10 +78,21 @@ class Work:
 
 def launch(kernel, *arguments) -> None:
     """Calls a parallel kernel with torch's number of threads; tensors are handed over as arrays, without a copy."""
+    _forget_stale()
     arrays = [t.detach().numpy() if isinstance(t, Tensor) else t for t in arguments]
     with _one_at_a_time:
         numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
         kernel(*arrays)
+
+
+@cache
+def _forget_stale() -> None:
+    """Drops kept kernels older than a file here: numba looks at a kernel's own file only, not at what it calls."""
+    here = Path(__file__).parent
+    newest = max(file.stat().st_mtime for file in here.glob("*.py"))
+    for index in (here / "__pycache__").glob("*.nbi"):
+        if index.stat().st_mtime < newest:
+            index.unlink(missing_ok=True)
 
 
 def over_blocks(parts: Tensor) -> Tensor:
