@@ -52,8 +52,9 @@ def test_torch_is_as_accurate_as_recurrence_in_float32(shape):
     limits = [2 * e for e in torch.tensor(recurrence).median(0).values.tolist()]
     assert y <= limits[0]
     assert all(grad <= max(limit, 1e-6) for grad, limit in zip((dx, ddt, dB, dC, dD), (*limits[1:3], *limits[4:])))
-    # A's gradient sums differences of nearly equal flows over whole chunks: a hundred times an ulp, not one.
-    assert dA <= 2e-5
+    # A's gradient sums differences of nearly equal flows over whole chunks: a hundred ulps. How many depends on
+    # the order in which a CPU adds: below 2e-5 on an Intel Xeon, 2.3e-5 on an AMD EPYC.
+    assert dA <= 5e-5
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
