@@ -20,7 +20,7 @@ SWEPT = {  # the values of a key, in the order of the file's rows
     "time_order": ("time_order", ["exact", "exact", "recbole", "recbole"]),
     "time_gaps": ("time_gaps", [None, True, None, True]),
     "gate": ("gate", ["running_mean", "token", "top1", None, None]),
-    "seeds": ("model", ["SSD4Rec", "MambaRec"]),
+    "seeds": ("model", ["MoEMaTrRec", "MambaRec"]),
     "recipe": ("model", ["SSD4Rec"] * 8),
     "batch_memory": ("max_batch_tokens", [2048, 8192, 32768, 131072]),
     "models": (
