@@ -1,6 +1,6 @@
 """How long a step of each scan takes on a CPU: numba's kernels beside plain torch, in one run.
 
-    OMP_WAIT_POLICY=passive python benchmarks/scans.py [--rounds=15] [--ops=selective_scan,prefix_readout,ssd]
+    OMP_WAIT_POLICY=passive python benchmarks/scans.py [--rounds=15]
 
 A round times one forward with its backward of each backend, in turn; a ratio (torch over numba) is the median of the
 rounds' ratios. The stream has 4,096 tokens in histories of log-normal lengths, median 60. Before anything is timed, the
@@ -24,7 +24,6 @@ from torch import Tensor
 from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.readout import prefix_readout
 from recbole_ssd.ops.selective_scan import selective_scan
-from recbole_ssd.ops.ssd import ssd
 
 TOKENS, MEDIAN, LONGEST = 4096, 60, 700
 BACKENDS = ("torch", "numba")
@@ -50,12 +49,6 @@ def mamba1(channels: int, states: int):
     return selective_scan, [torch.randn(1, TOKENS, channels), steps(1, TOKENS, channels), A, B, C, torch.ones(channels)]
 
 
-def mamba2(heads: int, headdim: int, states: int):
-    """(op, inputs) of SSD, in Mamba-2's ranges."""
-    x, (B, C) = torch.randn(1, TOKENS, heads, headdim), torch.randn(2, 1, TOKENS, 1, states)
-    return ssd, [x, steps(1, TOKENS, heads), -torch.empty(heads).uniform_(1, 16), B, C, torch.ones(heads)]
-
-
 def readout(heads: int, headdim: int, states: int):
     """(op, inputs) of SSD4Rec's backward direction, with a filter of four taps."""
     channels, sizes = heads * headdim + 2 * states, {"headdim": headdim, "ngroups": 1}
@@ -67,7 +60,6 @@ def readout(heads: int, headdim: int, states: int):
 SHAPES = {
     "selective_scan": {"128 channels, 16 states": (mamba1, 128, 16), "256 channels, 32 states": (mamba1, 256, 32)},
     "prefix_readout": {"4 heads of 32, 64 states": (readout, 4, 32, 64)},
-    "ssd": {"4 heads of 32, 64 states": (mamba2, 4, 32, 64), "32 heads of 16, 64 states": (mamba2, 32, 16, 64)},
 }
 
 
@@ -107,14 +99,13 @@ def measure(op, inputs: list[Tensor], segments: Segments, rounds: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--ops", default=",".join(SHAPES), help="which of them, with commas")
-    options = parser.parse_args()
+    rounds = parser.parse_args().rounds
     torch.manual_seed(SEED)
     figures: dict = {"what": f"forward and backward of a scan over {TOKENS} tokens, float32: torch over numba"}
     segments = histories()
-    for op in options.ops.split(","):
-        for name, (build, *sizes) in SHAPES[op].items():
-            figures[f"{op}, {name}"] = measure(*build(*sizes), segments, options.rounds)
+    for op, shapes in SHAPES.items():
+        for name, (build, *sizes) in shapes.items():
+            figures[f"{op}, {name}"] = measure(*build(*sizes), segments, rounds)
             print(op, name, json.dumps(figures[f"{op}, {name}"], indent=1), flush=True)
     figures["load average"] = os.getloadavg()  # of the machine: who else was computing
     print(f"written to {save('scans', figures)}")

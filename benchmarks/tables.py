@@ -158,6 +158,22 @@ def memory_sentence() -> str:
     )
 
 
+def cpu_kernels_sentence() -> str:
+    """numba's kernels beside plain torch, as benchmarks/scans.py measured them."""
+    record = json.loads((RESULTS / "scans.json").read_text(encoding="utf-8"))
+    ratios = {name: row for name, row in record.items() if isinstance(row, dict) and "first call, ms" in row}
+    shown = "; ".join(
+        f"`{name.replace(', ', '`, ', 1)} {row['threads: 1']['torch / numba']:.1f} and "
+        f"{row['threads: 2']['torch / numba']:.1f}"
+        for name, row in ratios.items()
+    )
+    return (
+        "Forward and backward, numba's kernels are so many times as fast as plain torch, on one thread and on two: "
+        f"{shown} ({record['machine']['cpu']}; `{record['command']}`, commit {record['commit']}, data in "
+        "[benchmarks/results/scans.json](benchmarks/results/scans.json))."
+    )
+
+
 def _source(record: dict, rounds: int) -> str:
     """The sentence under a table: what made it, where, and with what."""
     machine, versions = record["machine"], record["versions"]
@@ -177,6 +193,7 @@ PARTS = {
         speed_table,
         preparation_sentence,
         memory_sentence,
+        cpu_kernels_sentence,
         results_table,
         explanation_sentence,
     )

@@ -8,8 +8,8 @@ block and then over the blocks, so that the number of threads does not change a 
 numba (https://numba.pydata.org) compiles with LLVM, no compiler is needed, and keeps what it compiled on the disk. Its
 threads are torch's own where both use OpenMP; a pool of our own lost its cores to torch's idle threads, which spin.
 
-What makes LLVM use vectors: rows that are contiguous; few arrays in one loop, or scratch of a constant row length that is
-made in the function its loops are `inlined` into; ranges that count up, around the innermost loop too.
+What makes LLVM use vectors: rows that are contiguous; few arrays in one loop, or scratch of a constant row length, made
+in the function that the loop is `inlined` into; ranges that count up, around the innermost loop too.
 """
 
 from __future__ import annotations

@@ -50,10 +50,10 @@ class _Readout(torch.autograd.Function):
         xBC, dt, A, D, taps, bias = inputs = ctx.saved_tensors
         work = Work.of(ctx.segments)
         dxBC, ddt = torch.zeros_like(xBC), torch.empty_like(dt)
-        dA, dD, dtaps, dbias = (t.new_zeros(work.n_blocks, *t.shape) for t in (A, D, taps, bias))
+        dA, dD, dtaps, dbias = (t.new_zeros(work.n_blocks, *t.shape) for t in (A.double(), D, taps, bias))
         launch(_backward, *inputs, ctx.ngroups, dy.contiguous(), dxBC, ddt, dA, dD, dtaps, dbias, work.arrays)
         dA, dD, dtaps, dbias = map(over_blocks, (dA, dD, dtaps, dbias))
-        return dxBC, ddt, dA, dD, dtaps.flip(0).t(), dbias, None, None
+        return dxBC, ddt, dA.to(A.dtype), dD, dtaps.flip(0).t(), dbias, None, None
 
 
 @parallel_kernel
@@ -128,7 +128,7 @@ def _backward(xBC, dt, A, D, taps, bias, groups, dy, dxBC, ddt, dA, dD, dtaps, d
 
 @kernel
 def _segment_backward(inputs, groups, dy, grads):
-    """Fills dxBC and ddt of one segment, adds to dA, dD, dtaps and dbias of its block."""
+    """Adds to dxBC, fills ddt of one segment, and adds to dA (float64), dD, dtaps and dbias of its block."""
     xBC, dt, A, D, taps, bias = inputs
     dxBC, ddt, dA, dD, dtaps, dbias = grads
     (length, i), (K, c), h = dy.shape, taps.shape, len(A)

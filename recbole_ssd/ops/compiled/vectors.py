@@ -47,13 +47,6 @@ def put_scaled(scale, a, out):
 
 
 @kernel
-def put_product(a, b, out):
-    """out = a * b, element by element."""
-    for k in range(len(out)):
-        out[k] = a[k] * b[k]
-
-
-@kernel
 def add_product(a, b, out):
     """out += a * b, element by element."""
     for k in range(len(out)):
