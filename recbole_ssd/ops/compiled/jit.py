@@ -29,9 +29,20 @@ from torch import Tensor
 from ..packing import Segments
 
 BLOCK = 256  # tokens of a block, at least: about 50 microseconds of work
+
+
+def _can_be_kept() -> bool:
+    """False where numba finds no folder that it may write to; kernels are then compiled in every process."""
+    try:
+        njit(cache=True)(_can_be_kept)
+    except RuntimeError:
+        return False
+    return True
+
+
 OPTIONS = {
     "nogil": True,
-    "cache": True,
+    "cache": _can_be_kept(),
     "error_model": "numpy",  # a division checks nothing
     "fastmath": {"reassoc", "contract", "nsz"},  # sums in any order, so that they use vectors; NaN and inf stay
 }

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +69,13 @@ def test_a_refusal_is_a_sentence(monkeypatch):
     assert "the tensors are on 'meta'" in support.refusal(torch.ones(1, device="meta"))
     monkeypatch.setattr(support, "find_spec", lambda name: None)
     assert "pip install numba" in support.refusal(torch.ones(1))
+
+
+def test_without_a_folder_to_write_to_kernels_are_not_kept_and_work_all_the_same():
+    script = (
+        "import numba.core.caching as caching\n"
+        "for kind in (caching.CacheImpl, caching.CompileResultCacheImpl): kind._locator_classes = []\n"
+        "from recbole_ssd.ops.compiled import jit, readout\n"
+        "print(jit.OPTIONS['cache'])"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
