@@ -137,16 +137,16 @@ def test_rows_of_xBC_may_lie_apart():
     assert torch.equal(sums(xBC.t().contiguous().t(), *rest), sums(xBC, *rest))
 
 
-def test_auto_takes_torch_on_a_cpu():
+def test_auto_takes_numba_on_a_cpu():
     sizes = {"headdim": HEADDIM, "ngroups": 1, "cu_seqlens": borders(LENGTHS)}
     inputs = [t.float() for t in readout_inputs(4, 1)]
-    auto, plain = (prefix_readout(*inputs, **sizes, **choice) for choice in ({}, {"backend": "torch"}))
-    assert torch.equal(auto, plain)
+    auto, compiled, plain = (prefix_readout(*inputs, **sizes, backend=name) for name in ("auto", "numba", "torch"))
+    assert torch.equal(auto, compiled) and not torch.equal(auto, plain)
 
 
 def test_the_backend_refuses_in_a_sentence(monkeypatch):
     inputs, sizes = readout_inputs(4, 1), {"headdim": HEADDIM, "ngroups": 1, "cu_seqlens": borders(LENGTHS)}
-    with pytest.raises(ValueError, match="the backends auto, torch, triton; got 'cuda'"):
+    with pytest.raises(ValueError, match="the backends auto, torch, numba, triton; got 'cuda'"):
         prefix_readout(*inputs, **sizes, backend="cuda")
     with pytest.raises(
         RuntimeError, match="'triton': its kernels compute in float32 or bfloat16, not in torch.float64"
