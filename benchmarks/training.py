@@ -1,4 +1,4 @@
-"""How long an epoch takes: SSD4Rec on packed streams beside RecBole's SASRec and GRU4Rec, in one run.
+"""How long an epoch takes: SSD4Rec and MambaRec on packed streams beside RecBole's SASRec and GRU4Rec, in one run.
 
     python benchmarks/training.py [--rounds=5] [--batches=4]
 
@@ -40,6 +40,10 @@ MODELS = {
     "SSD4Rec readout": ("SSD4Rec", {**OURS, "bidirectional": "readout"}),
     "SSD4Rec readout, bfloat16 loss": ("SSD4Rec", {**OURS, "loss_precision": "bfloat16"}),
     "SSD4Rec none": ("SSD4Rec", {**OURS, "bidirectional": "none"}),
+    "MambaRec": (
+        "MambaRec",
+        {name: OURS[name] for name in ("hidden_size", "num_layers", "inner_size", "train_batch_size")},
+    ),
     **BASELINES,
 }
 
