@@ -1,6 +1,6 @@
 """How long a step of each scan takes on a CPU: numba's kernels beside plain torch, in one run.
 
-    OMP_WAIT_POLICY=passive python benchmarks/scans.py [--rounds=15]
+    python benchmarks/scans.py [--rounds=15]
 
 A round times one forward with its backward of each backend, in turn; a ratio (torch over numba) is the median of the
 rounds' ratios. The stream has 4,096 tokens in histories of log-normal lengths, median 60. Before anything is timed, the
