@@ -16,7 +16,7 @@ import torch
 
 from recbole_ssd.version import __version__
 
-_PACKAGES = ("torch", "numpy", "pandas", "recbole")
+_PACKAGES = ("torch", "numpy", "numba", "pandas", "recbole")
 
 
 def check_folder(folder: Path | str, what: str) -> None:

@@ -114,3 +114,29 @@ def test_long_segment_stays_accurate_in_float32(backend):
     inputs = inputs_of(4, 1, sum(lengths))
     truth = readout(1, lengths)(*inputs)
     assert error(readout(1, lengths, backend)(*(t.float() for t in inputs)).double(), truth) < 2e-6
+
+
+def test_numba_stays_as_accurate_as_torch_on_a_long_history():
+    lengths = (8000,)
+    inputs, dy = inputs_of(4, 1, 8000), torch.rand(8000, HEADS, HEADDIM, dtype=torch.float64)
+    truth = run(readout(1, lengths), inputs, dy)
+    for got, plain, want in zip(
+        *(run(readout(1, lengths, name), inputs, dy, torch.float32) for name in ("numba", "torch")), truth, strict=True
+    ):
+        assert error(got, want) <= max(2 * error(plain, want), 5e-7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_wrong_shapes_are_refused_in_a_sentence(backend):
+    def called(*inputs, groups=1, lengths=LENGTHS):
+        return readout(groups, lengths, backend)(*inputs)
+
+    xBC, dt, A, D, weight, bias = inputs_of(4, 1)
+    with pytest.raises(ValueError, match="for these cu_seqlens and A, got"):
+        called(xBC, dt, A, D, weight, bias, lengths=(3, 4))
+    with pytest.raises(ValueError, match="for these cu_seqlens and A, got"):
+        called(xBC, dt[:, 1:], A, D, weight, bias)
+    with pytest.raises(ValueError, match="h be a multiple of ngroups, got 22 channels"):
+        called(xBC, dt, A, D, weight, bias, groups=3)
+    with pytest.raises(ValueError, match=r"weight must be \(22, K\)"):
+        called(xBC, dt, A, D, weight, bias[1:])

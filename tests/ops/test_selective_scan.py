@@ -330,9 +330,9 @@ def test_adapter_runs_a_dense_batch_without_separators(kernel):
 
 def test_auto_on_a_cpu_takes_numba_where_it_can(monkeypatch):
     A, x = torch.ones(6, 5), torch.ones(10, 6)
-    monkeypatch.setattr(door.on_cpu, "find_spec", lambda name: "found")
+    monkeypatch.setattr(door.on_cpu, "_missing", lambda: None)
     assert door._choose("auto", x, A) == "numba"
-    monkeypatch.setattr(door.on_cpu, "find_spec", lambda name: None)
+    monkeypatch.setattr(door.on_cpu, "_missing", lambda: "it is not installed")
     assert door._choose("auto", x, A) == "torch"
 
 

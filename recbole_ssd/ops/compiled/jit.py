@@ -15,6 +15,7 @@ in the function that the loop is `inlined` into; ranges that count up, around th
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from ..packing import Segments
 
-BLOCK = 256  # tokens of a block, at least: about 50 microseconds of work
+BLOCK = 256  # tokens of a block, about: 50 microseconds of work
 
 
 def _can_be_kept() -> bool:
@@ -91,8 +92,11 @@ def launch(kernel, *arguments) -> None:
     """Calls a parallel kernel with torch's number of threads; tensors are handed over as arrays, without a copy."""
     _forget_stale()
     arrays = [t.detach().numpy() if isinstance(t, Tensor) else t for t in arguments]
+    threads = torch.get_num_threads()
     with _one_at_a_time:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        if torch.get_num_threads() != threads:  # numba's OpenMP layer, when it starts, sets the number for both
+            torch.set_num_threads(threads)
         kernel(*arrays)
 
 
@@ -102,8 +106,9 @@ def _forget_stale() -> None:
     here = Path(__file__).parent
     newest = max(file.stat().st_mtime for file in here.glob("*.py"))
     for index in (here / "__pycache__").glob("*.nbi"):
-        if index.stat().st_mtime < newest:
-            index.unlink(missing_ok=True)
+        with suppress(OSError):  # another process was faster, or nothing can be written here
+            if index.stat().st_mtime < newest:
+                index.unlink()
 
 
 def over_blocks(parts: Tensor) -> Tensor:
@@ -115,7 +120,7 @@ def exp(x: float) -> float:
     """The exponential, for kernels: math.exp, and for float32 a form of which a loop makes vectors.
 
     x = n log 2 + r with a whole n and |r| <= log(2) / 2; e^r is its Taylor polynomial, whose rest is below float32's
-    rounding; 2^n is made of bits. Off by 1e-7 at most. x is kept above -87, where float32's normal numbers end.
+    rounding; 2^n is made of bits. Off by an ulp at most. x is kept above -87, where float32's normal numbers end.
     """
     return math.exp(x)
 

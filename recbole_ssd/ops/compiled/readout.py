@@ -50,10 +50,11 @@ class _Readout(torch.autograd.Function):
         xBC, dt, A, D, taps, bias = inputs = ctx.saved_tensors
         work = Work.of(ctx.segments)
         dxBC, ddt = torch.zeros_like(xBC), torch.empty_like(dt)
-        dA, dD, dtaps, dbias = (t.new_zeros(work.n_blocks, *t.shape) for t in (A.double(), D, taps, bias))
+        sums = (A, D, taps, bias)  # float64: a history of 50,000 items would round what it adds away
+        dA, dD, dtaps, dbias = (t.new_zeros(work.n_blocks, *t.shape, dtype=torch.float64) for t in sums)
         launch(_backward, *inputs, ctx.ngroups, dy.contiguous(), dxBC, ddt, dA, dD, dtaps, dbias, work.arrays)
-        dA, dD, dtaps, dbias = map(over_blocks, (dA, dD, dtaps, dbias))
-        return dxBC, ddt, dA.to(A.dtype), dD, dtaps.flip(0).t(), dbias, None, None
+        dA, dD, dtaps, dbias = (over_blocks(t).to(dy.dtype) for t in (dA, dD, dtaps, dbias))
+        return dxBC, ddt, dA, dD, dtaps.flip(0).t(), dbias, None, None
 
 
 @parallel_kernel
@@ -73,7 +74,7 @@ def _segment(xBC, dt, A, D, taps, bias, groups, y):
     e = (i + len(bias)) // 2
     pre, wdt = np.empty((K, e), y.dtype), np.empty((K, h), y.dtype)  # of the last K items, item s in row s % K
     activation, C, C_pre = np.empty(e, y.dtype), np.empty(len(bias) - e, y.dtype), bias[e:].copy()
-    total, skip, log_w = np.zeros(i, y.dtype), np.empty(i, y.dtype), np.zeros(h, np.float64)
+    total, skip, log_w = np.zeros(i), np.empty(i, y.dtype), np.zeros(h)  # sums over the history are float64
     for t in range(len(y)):
         row, out = xBC[t], y[t]
         if t < K:
@@ -83,7 +84,10 @@ def _segment(xBC, dt, A, D, taps, bias, groups, y):
         for j in range(min(t, K - 1) + 1):
             s = t - j
             _one_more_tap(pre[s % K], taps[j][:e], row[:e], activation)
-            _add_term(activation, C, wdt[s % K], groups, out if j < K - 1 else total)
+            if j < K - 1:
+                _add_term(activation, C, wdt[s % K], groups, out)
+            else:
+                _add_term(activation, C, wdt[s % K], groups, total)
             if s == 0:
                 put(activation[:i], skip)
         add(total, out)
@@ -128,25 +132,27 @@ def _backward(xBC, dt, A, D, taps, bias, groups, dy, dxBC, ddt, dA, dD, dtaps, d
 
 @kernel
 def _segment_backward(inputs, groups, dy, grads):
-    """Adds to dxBC, fills ddt of one segment, and adds to dA (float64), dD, dtaps and dbias of its block."""
+    """Adds to dxBC, fills ddt of one segment, and adds to dA, dD, dtaps and dbias of its block."""
     xBC, dt, A, D, taps, bias = inputs
     dxBC, ddt, dA, dD, dtaps, dbias = grads
     (length, i), (K, c), h = dy.shape, taps.shape, len(A)
     e = (i + c) // 2
     w = _weights(dt, A)
-    C_pre, C, dC = np.empty((K, c - e), dy.dtype), np.empty((K, c - e), dy.dtype), np.zeros((K, c - e), dy.dtype)
+    C_pre, C, dC = np.empty((K, c - e), dy.dtype), np.empty((K, c - e), dy.dtype), np.zeros((K, c - e))
     pre, xB, dxB = np.empty((K, e), dy.dtype), np.empty((K, e), dy.dtype), np.empty((K, e), dy.dtype)
-    later, flow, wdt, dwdt = np.zeros(i, dy.dtype), np.zeros(h), np.empty(h, dy.dtype), np.empty(h, dy.dtype)
+    later, flow, wdt, dwdt = np.zeros(i), np.zeros(h), np.empty(h, dy.dtype), np.empty(h, dy.dtype)
+    dtotal = np.empty(i, dy.dtype)  # `later`, rounded once
     _levels(xBC, taps, bias, 0, e, C_pre, C)
     for seen in range(length):
         s = length - 1 - seen
         if s + K - 1 < length:  # what enters the running sum here is in all later prefixes
             add(dy[s + K - 1], later)
+            put(later, dtotal)
         _levels(xBC, taps, bias, s, 0, pre, xB)
         for j in range(h):
             wdt[j], dwdt[j] = w[s, j] * dt[s, j], 0
         for j in range(min(K, length - s)):
-            dterm, level = dy[s + j] if j < K - 1 else later, min(s + j, K - 1)
+            dterm, level = dy[s + j] if j < K - 1 else dtotal, min(s + j, K - 1)
             _term_backward(xB[j], C[level], wdt, groups, dterm, dxB[j], dC[level], dwdt)
             if s == 0:
                 _skip_backward(xB[j][:i], D, dterm, dxB[j][:i], dD)
@@ -155,7 +161,7 @@ def _segment_backward(inputs, groups, dy, grads):
             ddt[s, j] = w[s, j] * dwdt[j] + A[j] * flow[j]
             dA[j] += dt[s, j] * flow[j]
             flow[j] += wdt[j] * dwdt[j]
-    _levels_backward(xBC, taps, 0, e, C_pre, dC, dxBC, dtaps, dbias)
+    _levels_backward(xBC, taps, 0, e, C_pre, dC.astype(dy.dtype), dxBC, dtaps, dbias)
 
 
 @kernel

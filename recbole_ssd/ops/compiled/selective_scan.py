@@ -43,17 +43,19 @@ def selective_scan_numba(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, segments: Segments
 ) -> Tensor:
     """The scan over a stream. Shapes as in `selective_scan_reference`; float32 or float64."""
-    return _SelectiveScan.apply(x, dt, A, B, C, x.new_zeros(x.shape[1]) if D is None else D, segments)
+    D = x.new_zeros(x.shape[1]) if D is None else D
+    return _SelectiveScan.apply(x, dt, A, B, C, D, segments, torch.is_grad_enabled())
 
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, segments):
+    def forward(ctx, x, dt, A, B, C, D, segments, grad_enabled):
         ctx.segments, ctx.n = segments, A.shape[1]
         x, dt, D = (t.contiguous() for t in (x, dt, D))
         A, B, C = _fours(A).t().contiguous(), _fours(B), _fours(C)  # (n, i): the channels are many, and side by side
         y = torch.empty_like(x)
-        states = x.new_empty(len(x) // CHUNK if any(ctx.needs_input_grad) else 0, *A.shape)  # (m, n, i)
+        kept = len(x) // CHUNK if grad_enabled and any(ctx.needs_input_grad) else 0
+        states = x.new_empty(kept, *A.shape)  # (m, n, i)
         launch(_forward, x, dt, A, B, C, D, y, states, _tiles(len(D)), *Work.of(segments).arrays)
         ctx.save_for_backward(x, dt, A, B, C, D, states)
         return y
@@ -69,7 +71,7 @@ class _SelectiveScan(torch.autograd.Function):
         grads = dx, ddt, dA, dB, dC, dD
         launch(_backward, x, dt, A, B, C, D, states, dy.contiguous(), *grads, _tiles(len(D)), *work.arrays)
         dA, dD = (over_blocks(t).to(x.dtype) for t in (dA, dD))
-        return dx, ddt, dA[:n].t(), dB[:, :n], dC[:, :n], dD, None
+        return dx, ddt, dA[:n].t(), dB[:, :n], dC[:, :n], dD, None, None
 
 
 def _fours(t: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -16,6 +17,16 @@ def refusal(x: Tensor) -> str | None:
         return f"it runs on CPUs and the tensors are on '{x.device}'"
     if x.dtype not in DTYPES:
         return f"its kernels compute in float32 or float64, not in {x.dtype}"
+    return _missing()
+
+
+@cache
+def _missing() -> str | None:
+    """Why numba cannot be had, or None. Imported on the first call: it takes a second."""
     if find_spec("numba") is None:
         return "the package 'numba' is not installed (pip install numba)"
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:  # it refuses a NumPy that is newer than it knows
+        return f"importing numba fails: {error}"
     return None

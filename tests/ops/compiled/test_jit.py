@@ -11,6 +11,11 @@ from recbole_ssd.ops.compiled import jit, support
 from recbole_ssd.ops.compiled.jit import BLOCK, Work, exp, kernel, sigmoid
 
 
+def output_of(script: str, **environment: str) -> str:
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment).stdout
+
+
 @kernel
 def exp_and_sigmoid(x, e, s):
     for i in range(len(x)):
@@ -68,14 +73,29 @@ def test_a_refusal_is_a_sentence(monkeypatch):
     assert "not in torch.bfloat16" in support.refusal(torch.ones(1).bfloat16())
     assert "the tensors are on 'meta'" in support.refusal(torch.ones(1, device="meta"))
     monkeypatch.setattr(support, "find_spec", lambda name: None)
-    assert "pip install numba" in support.refusal(torch.ones(1))
+    assert "pip install numba" in support._missing.__wrapped__()
+    monkeypatch.setattr(support, "find_spec", lambda name: "found")
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert "importing numba fails" in support._missing.__wrapped__()
 
 
 def test_without_a_folder_to_write_to_kernels_are_not_kept_and_work_all_the_same():
     script = (
         "import numba.core.caching as caching\n"
         "for kind in (caching.CacheImpl, caching.CompileResultCacheImpl): kind._locator_classes = []\n"
-        "from recbole_ssd.ops.compiled import jit, readout\n"
-        "print(jit.OPTIONS['cache'])"
+        "import numpy as np\n"
+        "from recbole_ssd.ops.compiled import jit, vectors\n"
+        "print(jit.OPTIONS['cache'], vectors.dot(np.ones(3), np.ones(3)))"
     )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
+    assert output_of(script) == "False 3.0\n"
+
+
+def test_the_first_call_leaves_torch_its_number_of_threads():
+    script = (
+        "import torch\n"
+        "from recbole_ssd.ops.selective_scan import selective_scan\n"
+        "x, A = torch.ones(1, 9, 4), -torch.ones(4, 2)\n"
+        "selective_scan(x, x, A, x[..., :2], x[..., :2], backend='numba')\n"
+        "print(torch.get_num_threads())"
+    )
+    assert output_of(script, OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="2") == "1\n"
