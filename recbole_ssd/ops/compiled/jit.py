@@ -81,11 +81,16 @@ class Work:
     @classmethod
     def of(cls, segments: Segments) -> Work:
         """The work of a stream for as many threads as torch uses."""
-        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+        threads = _threads()
         key = "work", threads
         if key not in segments.layouts:
             segments.layouts[key] = cls(segments.borders.numpy().astype(np.int64), threads)
         return segments.layouts[key]
+
+
+def _threads() -> int:
+    """As many as torch uses, if numba has them."""
+    return min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
 
 
 def launch(kernel, *arguments) -> None:
@@ -94,7 +99,7 @@ def launch(kernel, *arguments) -> None:
     arrays = [t.detach().numpy() if isinstance(t, Tensor) else t for t in arguments]
     threads = torch.get_num_threads()
     with _one_at_a_time:
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(_threads())
         if torch.get_num_threads() != threads:  # numba's OpenMP layer, when it starts, sets the number for both
             torch.set_num_threads(threads)
         kernel(*arrays)
@@ -111,9 +116,9 @@ def _forget_stale() -> None:
                 index.unlink()
 
 
-def over_blocks(parts: Tensor) -> Tensor:
+def over_blocks(parts: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum over blocks, (b, ...) -> (...): by numpy, whose order does not depend on the number of threads."""
-    return torch.from_numpy(parts.numpy().sum(0))
+    return torch.from_numpy(parts.numpy().sum(0)).to(dtype)
 
 
 def exp(x: float) -> float:

@@ -53,7 +53,7 @@ class _Readout(torch.autograd.Function):
         sums = (A, D, taps, bias)  # float64: a history of 50,000 items would round what it adds away
         dA, dD, dtaps, dbias = (t.new_zeros(work.n_blocks, *t.shape, dtype=torch.float64) for t in sums)
         launch(_backward, *inputs, ctx.ngroups, dy.contiguous(), dxBC, ddt, dA, dD, dtaps, dbias, work.arrays)
-        dA, dD, dtaps, dbias = (over_blocks(t).to(dy.dtype) for t in (dA, dD, dtaps, dbias))
+        dA, dD, dtaps, dbias = (over_blocks(t, dy.dtype) for t in (dA, dD, dtaps, dbias))
         return dxBC, ddt, dA, dD, dtaps.flip(0).t(), dbias, None, None
 
 

@@ -70,7 +70,7 @@ class _SelectiveScan(torch.autograd.Function):
         dA, dD = (t.new_zeros(work.n_blocks, *t.shape, dtype=torch.float64) for t in (A, D))  # (b, ...)
         grads = dx, ddt, dA, dB, dC, dD
         launch(_backward, x, dt, A, B, C, D, states, dy.contiguous(), *grads, _tiles(len(D)), *work.arrays)
-        dA, dD = (over_blocks(t).to(x.dtype) for t in (dA, dD))
+        dA, dD = (over_blocks(t, x.dtype) for t in (dA, dD))
         return dx, ddt, dA[:n].t(), dB[:, :n], dC[:, :n], dD, None, None
 
 
