@@ -18,6 +18,7 @@ import statistics
 import time
 
 import torch
+from gpu.streams import borders, histories
 from record import SEED, save
 from torch import Tensor
 
@@ -25,17 +26,9 @@ from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.readout import prefix_readout
 from recbole_ssd.ops.selective_scan import selective_scan
 
-TOKENS, MEDIAN, LONGEST = 4096, 60, 700
+TOKENS, MEDIAN = 4096, 60
 BACKENDS = ("torch", "numba")
 THREADS = (1, 2)
-
-
-def histories() -> Segments:
-    generator, lengths = torch.Generator().manual_seed(SEED), []
-    while sum(lengths) < TOKENS:
-        length = int(torch.empty(1).log_normal_(math.log(MEDIAN), 1.0, generator=generator).clamp(1, LONGEST))
-        lengths.append(min(length, TOKENS - sum(lengths)))
-    return Segments(torch.tensor([0, *lengths]).cumsum(0))
 
 
 def steps(*shape: int) -> Tensor:
@@ -102,7 +95,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.manual_seed(SEED)
     figures: dict = {"what": f"forward and backward of a scan over {TOKENS} tokens, float32: torch over numba"}
-    segments = histories()
+    segments = Segments(borders(histories(TOKENS, MEDIAN), torch.device("cpu")))
     for op, shapes in SHAPES.items():
         for name, (build, *sizes) in shapes.items():
             figures[f"{op}, {name}"] = measure(*build(*sizes), segments, rounds)
