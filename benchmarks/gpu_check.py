@@ -45,7 +45,7 @@ def speed(options: argparse.Namespace) -> int:
     from gpu.tables import speed_bars
 
     if options.only:
-        run_once(int(options.only), options.device)
+        run_once([int(number) for number in options.only.split(",")], options.device, options.share)
         return 0
     figures = measure(options.device, options.minutes, lambda figures: keep(options, "speed", figures))
     print(f"{len(figures['left_out'])} cases left out for want of time", *speed_bars(figures), sep="\n")
@@ -58,7 +58,7 @@ def training(options: argparse.Namespace) -> int:
     from gpu.training import measure
 
     settings = options.device, options.precision, options.dry, options.minutes
-    figures = measure(*settings, lambda figures: keep(options, "training", figures))
+    figures = measure(*settings, lambda figures: keep(options, "training", figures), options.only)
     print(f"left out for want of time: {figures['left_out'] or 'nothing'}", *training_bars(figures), sep="\n")
     return 0
 
@@ -86,7 +86,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dry", action="store_true", help="training with 200 users and 3 steps")
     parser.add_argument("--results", type=Path, help="folder for the JSON files")
     parser.add_argument("--commit", help="what is measured, where the copy has no history to ask")
-    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # one op of parity, cases of speed, one model of training
+    parser.add_argument("--share", type=int, help=argparse.SUPPRESS)  # of the variants that mamba-ssm tunes
     options = parser.parse_args()
     if options.device.type == "cuda" and not torch.cuda.is_available() and options.part != "tables":
         parser.error("torch sees no CUDA device; --device=cpu makes a dry run")

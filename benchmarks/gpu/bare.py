@@ -6,12 +6,14 @@ These modules enter `sys.modules` before anybody asks for them, each for a reaso
 from __future__ import annotations
 
 import sys
+from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("recbole", "pandas", "dateutil", "pytz", "yaml", "tqdm", "colorlog", "colorama", "texttable")
+TUNED_MS = 20
 
 
 def ops_alone() -> None:
@@ -26,6 +28,26 @@ def mamba_ssm_alone() -> None:
     """mamba-ssm's Triton kernels where only its Python was carried: its `__init__` imports the compiled scan."""
     if find_spec("mamba_ssm") and find_spec("selective_scan_cuda") is None and "mamba_ssm" not in sys.modules:
         sys.modules["mamba_ssm"] = module_from_spec(find_spec("mamba_ssm"))
+
+
+def quick_tuning(share: tuple[int, int] = (0, 1)) -> None:
+    """Triton's tuner, which mamba-ssm's kernels use, times each variant for `TUNED_MS`, a fifth of what it takes else.
+
+    Args:
+        share: (k, n): of the variants of a kernel only the k-th and every n-th after it. So n processes compile all.
+    """
+    from triton.runtime import driver
+    from triton.runtime.autotuner import Autotuner
+    from triton.testing import do_bench
+
+    driver.active.get_benchmarker = lambda: partial(do_bench, warmup=TUNED_MS // 4, rep=TUNED_MS)
+    prune, (k, n) = Autotuner.prune_configs, share
+
+    def part(self: Autotuner, kwargs: dict) -> list:
+        variants = prune(self, kwargs)
+        return variants[k::n] or variants[:1]
+
+    Autotuner.prune_configs = part
 
 
 def recbole_alone() -> None:

@@ -35,7 +35,7 @@ TIMES_PLAIN = 3.0  # a kernel sums in another order than the plain form, and rou
 # result: 4 units of roundoff. A wrong decay or a missing term is far beyond both.
 ALLOWED = {"float32": 32 * 2.0**-24, "bfloat16": 4 * 2.0**-8}
 SLOW_TOKENS = 2000  # up to here a form that takes a step for every token is the truth
-AT_ONCE = 4  # processes on a GPU: most of their time is compilation on the host
+AT_ONCE = 8  # processes on a GPU: most of their time is compilation on the host
 
 
 def run(op: Op, inputs: dict, segments: Segments, backend: str, dtype, rounding, **options) -> dict[str, Tensor]:

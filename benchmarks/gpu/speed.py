@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recbole_ssd.ops.packing import Segments
 
+from . import bare
 from .op import REFUSALS, Draw, Op, Work
 from .ops import table
 from .parity import DTYPES, rounded
@@ -30,7 +31,9 @@ TOKENS, MEDIANS = (10_000, 50_000, 200_000, 1_000_000), (5, 10, 20, 50, 200)
 BAR = (200_000, 20)  # tokens and median length of the figures that are promised
 ONE_SEGMENT = (100_000, None)
 DRY = (300, 5)
-COMPILING, COMPILED_IN = 12, 0.4  # processes that compile at once, and their share of the time at most
+COMPILING, COMPILED_IN = 15, 0.4  # processes that compile at once, and their share of the time at most
+TUNING = 15  # processes among which the variants of mamba-ssm's kernels are divided
+TUNED = "mamba_ssm"
 
 
 class Case(NamedTuple):
@@ -58,14 +61,15 @@ def cases(ops: dict[str, Op], dry: bool) -> list[Case]:
     order = [(name, "bfloat16", BAR) for name in (*scans, *(name for name in timed if name not in scans))]
     order += [(name, "bfloat16", ONE_SEGMENT) for name in scans]
     order += [(name, "float32", BAR) for name in timed]
-    order += [(name, "bfloat16", place) for place in grid for name in scans]
-    return [case for name, dtype, place in order for case in _of(name, timed[name], dtype, place)]
+    main = [case for name, dtype, place in order for case in _of(name, timed[name], dtype, place)]
+    rest = [case for place in grid for name in scans for case in _of(name, timed[name], "bfloat16", place)]
+    return main + [case for case in rest if case.backend != "torch"]
 
 
 def _of(name: str, op: Op, dtype: str, place: tuple) -> list[Case]:
     peers = [(backend, tuple(options.items())) for backend, options in op.peers]
-    if dtype == "float32":  # one chunk size is enough: what is compared there is our own two forms
-        peers = list({backend: (backend, options) for backend, options in reversed(peers)}.values())
+    if dtype == "float32":  # mamba-ssm's float32 products are in TF32: what is compared there is our own two forms
+        peers = [(backend, options) for backend, options in peers if backend != TUNED]
     return [Case(name, dtype, *place, backend, options) for backend, options in [("triton", ()), *peers]]
 
 
@@ -132,6 +136,7 @@ def measure(device: torch.device, minutes: float, keep: Callable[[dict], object]
     deadline = time.monotonic() + 60 * minutes
     todo = cases(table(device.type == "cpu"), dry=device.type == "cpu")
     if device.type == "cuda":
+        bare.quick_tuning()
         compile_ahead(todo, time.monotonic() + 60 * minutes * COMPILED_IN)
     bench = Bench(device)
     figures = {"ceilings": bench.ceilings, "rows": [], "left_out": []}
@@ -156,29 +161,34 @@ def _shown(case: Case, row: dict) -> str:
 
 
 def compile_ahead(todo: list[Case], deadline: float) -> None:
-    """Has every kernel compiled into Triton's cache on disk by processes side by side; mamba-ssm tunes a hundred each.
+    """Has every kernel compiled into Triton's cache on disk by processes side by side.
 
-    What is not ready at the deadline is compiled when its turn comes.
+    mamba-ssm tunes its kernels: their hundred variants are divided among `TUNING` processes. What is not ready at the
+    deadline is compiled when its turn comes.
     """
     script = str(Path(__file__).parents[1] / "gpu_check.py")
     kinds = {(case.op, case.dtype, case.backend, case.options): n for n, case in reversed(list(enumerate(todo)))}
-    numbers = sorted(n for (_, _, backend, _), n in kinds.items() if backend != "torch")
+    ours = sorted(n for (_, _, backend, _), n in kinds.items() if backend not in ("torch", TUNED))
+    tuned = ",".join(str(n) for (_, _, backend, _), n in sorted(kinds.items()) if backend == TUNED)
+    jobs = [["--only", str(n)] for n in ours] + [["--only", tuned, "--share", str(k)] for k in range(TUNING) if tuned]
 
-    def compile_one(number: int) -> None:
-        remaining = deadline - time.monotonic()
+    def compile_one(job: list[str]) -> None:
         with suppress(subprocess.TimeoutExpired):
-            subprocess.run(
-                [sys.executable, script, "speed", f"--only={number}"], capture_output=True, timeout=remaining
-            )
+            remaining = deadline - time.monotonic()
+            subprocess.run([sys.executable, script, "speed", *job], capture_output=True, timeout=remaining)
 
     with ThreadPoolExecutor(COMPILING) as pool:
-        list(pool.map(compile_one, numbers))
+        list(pool.map(compile_one, jobs))
 
 
-def run_once(number: int, device: torch.device) -> None:
-    """A forward and a backward of one case, so that its kernels are compiled."""
+def run_once(numbers: list[int], device: torch.device, share: int | None) -> None:
+    """A forward and a backward of some cases, so that their kernels are compiled; `share`: of `TUNING`."""
+    if share is not None:
+        bare.quick_tuning((share, TUNING))
     ops = table(device.type == "cpu")
-    case = cases(ops, dry=device.type == "cpu")[number]
-    forward, leaves, _, cu_seqlens = prepared(case, ops[case.op], device)
-    y = forward(Segments(cu_seqlens))
-    torch.autograd.grad(y, leaves, torch.randn_like(y))
+    todo = cases(ops, dry=device.type == "cpu")
+    for case in (todo[number] for number in numbers):
+        with suppress(*REFUSALS):
+            forward, leaves, _, cu_seqlens = prepared(case, ops[case.op], device)
+            y = forward(Segments(cu_seqlens))
+            torch.autograd.grad(y, leaves, torch.randn_like(y))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 LEAST, MOST = 20, 100  # repetitions
-ENOUGH_MS = 500.0  # of repetitions, where that is more than LEAST of them
+ENOUGH_MS = 200.0  # of repetitions, where that is more than LEAST of them
 FLUSH_MB = 256  # an H200 has 60 MB of L2
 MOST_FILLS = 40  # a pass that waits for the device takes the host as long as itself: no number of fills is enough
 ALIKE = 1.5  # the host's time varies; so much longer does the device stay busy

@@ -2,13 +2,14 @@
 
 SSD4Rec as its authors train it (`flip`, one target per prefix), as we do (all positions), and, on the same prefixes of
 at most 200 items, beside RecBole's SASRec, Mamba4Rec and PackedSASRec of the same width, all in one precision. Batches
-are prepared and moved as our Trainer does it. An epoch that does not fit into its share of the time is extrapolated
-from the steps that did.
+are prepared and moved as our Trainer does it. Every model gets the same share of the time, the loading of its data
+included; an epoch that does not fit into it is extrapolated from the steps that did.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +44,8 @@ MODELS = {
 SMALL = {"hidden_size": 32, "inner_size": 64, "train_batch_size": 64}  # of a dry run
 DRY_USERS, DRY_STEPS = 200, 3
 WARM_UP = 20  # steps: kernels are compiled and tuned, the allocator has seen batches of all sizes
-SHARE_S, EPOCHS = 45.0, 5  # of one model at most
+EPOCHS = 5  # of one model at most
+LEAST_S = 5.0  # of its steps, if loading took the share
 
 
 class DeviceSteps(Steps):
@@ -56,20 +58,25 @@ class DeviceSteps(Steps):
         return batches_on(self.device, self.data)
 
 
-def measure(device: torch.device, precision: str, dry: bool, minutes: float, keep: Callable[[dict], object]) -> dict:
-    """The figures of every model; `keep` gets them after each."""
-    deadline = time.monotonic() + 60 * minutes
+def measure(
+    device: torch.device, precision: str, dry: bool, minutes: float, keep: Callable[[dict], object], only: str | None
+) -> dict:
+    """The figures of every model, or of `only` one; `keep` gets them after each."""
+    deadline, models = time.monotonic() + 60 * minutes, [only] if only else list(MODELS)
     figures = {"precision": precision, "models": {}, "left_out": []}
     with tempfile.TemporaryDirectory() as folder:
         figures["data"] = kuairand.write(Path(folder), DRY_USERS if dry else kuairand.USERS)
         print(figures["data"], flush=True)
         shared = {**kuairand.SETTINGS, "data_path": folder, "use_gpu": device.type == "cuda"}
-        for name, (model, settings) in MODELS.items():
-            if time.monotonic() > deadline:
+        for place, name in enumerate(models):
+            remaining = deadline - time.monotonic()
+            if remaining < 0:
                 figures["left_out"].append(name)
                 continue
+            model, settings = MODELS[name]
             settings = {**shared, **settings, **(SMALL if dry else {}), **scan_of(model)}
-            figures["models"][name] = one_model(model, precision, settings, deadline, DRY_STEPS if dry else None)
+            ends = time.monotonic() + remaining / (len(models) - place)
+            figures["models"][name] = one_model(model, precision, settings, ends, DRY_STEPS if dry else None)
             keep(figures)
             print(name, figures["models"][name], flush=True)
     keep(figures)
@@ -81,17 +88,17 @@ def scan_of(model: str) -> dict:
     return {"scan_backend": "mamba_ssm"} if model == "Mamba4Rec" and find_spec("selective_scan_cuda") else {}
 
 
-def one_model(model: str, precision: str, settings: dict, deadline: float, dry_steps: int | None) -> dict:
-    """Epochs or parts of one; the median of them, scaled to a whole one."""
+def one_model(model: str, precision: str, settings: dict, ends: float, dry_steps: int | None) -> dict:
+    """Epochs or parts of one until the clock says `ends`; the median of them, scaled to a whole one."""
     started = time.monotonic()
     steps = DeviceSteps(model, kuairand.NAME, precision, **settings)
     cuda, prepared_s = steps.device.type == "cuda", time.monotonic() - started
-    steps.part_of_epoch(SHARE_S, steps=dry_steps or WARM_UP)
+    steps.part_of_epoch(math.inf, steps=dry_steps or WARM_UP)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    ends, epochs = min(deadline, time.monotonic() + SHARE_S), []
+    epochs = []
     while not epochs or (time.monotonic() < ends and len(epochs) < EPOCHS and dry_steps is None):
-        done, seconds = steps.part_of_epoch(max(5.0, ends - time.monotonic()), dry_steps)
+        done, seconds = steps.part_of_epoch(max(LEAST_S, ends - time.monotonic()), dry_steps)
         epochs.append({"steps": done, "of": len(steps.data), "seconds": seconds})
     whole = [epoch for epoch in epochs if epoch["steps"] == epoch["of"]] or epochs
     epoch_s = sorted(epoch["seconds"] * epoch["of"] / epoch["steps"] for epoch in whole)[len(whole) // 2]

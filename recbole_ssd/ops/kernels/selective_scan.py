@@ -55,15 +55,17 @@ def selective_scan_triton(
     Returns:
         y, (T, i), in the dtype of x.
     """
-    return _SelectiveScan.apply(x, dt, A, B, C, A.new_zeros(len(A)) if D is None else D, segments)
+    D = A.new_zeros(len(A)) if D is None else D
+    return _SelectiveScan.apply(x, dt, A, B, C, D, segments, torch.is_grad_enabled())
 
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, segments):
+    def forward(ctx, x, dt, A, B, C, D, segments, grad_enabled):
         x, dt, B, C = map(_rows, (x, dt, B, C))
         A, spans = A.t().contiguous(), spans_of(segments, x.device)
-        y, states = _forward(x, dt, A, B, C, D.contiguous(), spans, keep=any(ctx.needs_input_grad))
+        keep = grad_enabled and any(ctx.needs_input_grad)
+        y, states = _forward(x, dt, A, B, C, D.contiguous(), spans, keep)
         ctx.spans = spans
         ctx.save_for_backward(x, dt, A, B, C, D, states)
         return y
@@ -71,7 +73,7 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        return *_backward(*ctx.saved_tensors, _rows(dy), ctx.spans), None
+        return *_backward(*ctx.saved_tensors, _rows(dy), ctx.spans), None, None
 
 
 def _rows(t: Tensor) -> Tensor:
