@@ -28,7 +28,7 @@ ONE_OF = {
     "learner": ("adam", "adamw", "sgd", "adagrad", "rmsprop"),  # sparse_adam needs sparse embeddings
     "rm_dup_inter": (None, "first", "last"),
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
-    "ssd_backend": ("auto", "torch", "triton", "mamba_ssm", "reference"),
+    "ssd_backend": ("auto", "torch", "numba", "triton", "mamba_ssm", "reference"),
     "conv_backend": ("auto", "torch", "triton", "causal_conv1d"),
     "scan_backend": ("auto", "torch", "numba", "triton", "mamba_ssm", "reference"),
     "amp_dtype": ("bfloat16", "float16"),

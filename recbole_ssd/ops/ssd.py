@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import ssd_mamba
 from .backends import choose
+from .compiled import support as on_cpu
 from .kernels import support
 from .packing import Segments
 from .ssd_reference import ssd_reference
@@ -49,9 +50,10 @@ def ssd(
         B: (b, l, g, n).  C: (b, l, g, n).  h must be a multiple of g.  Where x is bfloat16, dt, A and D are float32.
         D: (h,) or (h, p), the skip connection; None leaves it out.
         cu_seqlens: (S + 1,) borders of the segments of a stream (then b is 1), or a `Segments`.
-        chunk_size: tokens of a chunk, None for the backend's own choice; `reference` has none.
-        backend: `torch` (chunked, any device), `triton` (our kernels), `mamba_ssm` (that package's kernels),
-            `reference` (the recurrence), or `auto`: `triton` on a GPU where it can run, else `torch`.
+        chunk_size: tokens of a chunk, None for the backend's own choice, as it must be for `numba`; `reference` has none.
+        backend: `torch` (chunked, any device), `triton` (our kernels), `numba` (our kernels for CPUs), `mamba_ssm` (that
+            package's kernels), `reference` (the recurrence), or `auto`: on a CPU `numba` and on a GPU `triton` where
+            they can run, else `torch`.
 
     Returns:
         y: (b, l, h, p), in the dtype of x.
@@ -62,6 +64,7 @@ def ssd(
     _check(x, dt, A, B, C, D, chunk_size)
     refusals = {
         "triton": lambda: support.refusal(x) or _too_wide(x.shape[3], B.shape[3]),
+        "numba": lambda: on_cpu.refusal(x) or _own_chunks(chunk_size),
         "mamba_ssm": lambda: ssd_mamba.refusal(x, B, C, chunk_size),
         "reference": lambda: None,
     }
@@ -80,9 +83,17 @@ def _backend(name: str) -> Callable:
         from .kernels.ssd import ssd_triton
 
         return ssd_triton
+    if name == "numba":
+        from .compiled.ssd import ssd_numba
+
+        return lambda *stream: ssd_numba(*stream[:-1])  # it has chunks of its own
     if name == "reference":
-        return lambda *stream: ssd_reference(*stream[:-1])  # it has no chunks
+        return lambda *stream: ssd_reference(*stream[:-1])  # it has none
     return ssd_mamba.ssd_mamba if name == "mamba_ssm" else ssd_torch
+
+
+def _own_chunks(chunk_size: int | None) -> str | None:
+    return None if chunk_size is None else f"its kernels have chunks of their own, and chunk_size is {chunk_size}"
 
 
 def _too_wide(p: int, n: int) -> str | None:

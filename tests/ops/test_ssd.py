@@ -8,15 +8,31 @@ from recbole_ssd.ops.ssd import ssd
 from .streams import LENGTHS, ORDERS, borders, error, run, run_alone, ssd_inputs
 
 SHAPES = {"one group": {}, "two groups": {"groups": 2}, "a group a head": {"groups": 4}}
+ON_CPU = ("torch", "numba")
 STEEP = {"decay": 16.0, "dt_max": 20.0}  # decays that overflow when they are factored
+
+
+@pytest.fixture(params=ON_CPU)
+def name(request):
+    """A backend that runs on a CPU."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    return request.param
 
 
 def backend(name, cu_seqlens, **kwargs):
     return lambda *inputs: ssd(*inputs, cu_seqlens=cu_seqlens, backend=name, **kwargs)
 
 
+def assert_equal_to_recurrence(name, inputs, cu_seqlens, below=1e-12):
+    dy = torch.randn_like(inputs[0])
+    want = run(backend("reference", cu_seqlens), inputs, dy)
+    for got, truth in zip(run(backend(name, cu_seqlens), inputs, dy), want, strict=True):
+        assert error(got, truth) < below
+
+
 @pytest.mark.parametrize("lengths", ORDERS.values(), ids=ORDERS)
-@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("name", [*ON_CPU, "reference"], indirect=True)
 def test_packed_equals_alone(name, lengths):
     inputs, cu = ssd_inputs(sum(lengths)), borders(lengths)
     dy = torch.randn_like(inputs[0])
@@ -36,41 +52,59 @@ def test_torch_equals_recurrence_in_float64(shape, chunk_size):
 
 
 @pytest.mark.parametrize("shape", [*SHAPES.values(), STEEP], ids=[*SHAPES, "steep"])
-def test_torch_is_as_accurate_as_recurrence_in_float32(shape):
+def test_numba_equals_recurrence_in_float64(shape):
+    pytest.importorskip("numba")
+    assert_equal_to_recurrence("numba", ssd_inputs(sum(LENGTHS), **shape), borders(LENGTHS), below=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("heads", "headdim", "groups", "state"),
+    [(1, 1, 1, 1), (4, 3, 2, 5), (1, 300, 1, 7), (3, 100, 3, 2), (2, 5, 1, 130)],
+)
+def test_odd_sizes_equal_recurrence(name, heads, headdim, groups, state):
+    lengths = (17, 1, 70, 32, 33)
+    inputs = ssd_inputs(sum(lengths), heads=heads, headdim=headdim, groups=groups, state=state)
+    assert_equal_to_recurrence(name, inputs, borders(lengths))
+
+
+def test_one_long_segment_equals_recurrence(name):
+    assert_equal_to_recurrence(name, ssd_inputs(3003, heads=2, headdim=2, state=3), borders([3000, 3]))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES.values(), STEEP], ids=[*SHAPES, "steep"])
+def test_float32_is_as_accurate_as_recurrence(name, shape):
     cu = borders(LENGTHS)
-    chunked, recurrence = [], []
+    fast, recurrence = [], []
     for seed in range(3):
         torch.manual_seed(seed)
         inputs = ssd_inputs(sum(LENGTHS), seed=seed, **shape)
         dy = torch.randn_like(inputs[0])
         truth = run(backend("reference", cu), inputs, dy)
-        for name, errors in (("torch", chunked), ("reference", recurrence)):
-            errors.append(
-                [error(got, want) for got, want in zip(run(backend(name, cu), inputs, dy, torch.float32), truth)]
-            )
-    y, dx, ddt, dA, dB, dC, dD = torch.tensor(chunked).median(0).values.tolist()
+        for form, errors in ((name, fast), ("reference", recurrence)):
+            got = run(backend(form, cu), inputs, dy, torch.float32)
+            errors.append([error(*pair) for pair in zip(got, truth)])
+    y, dx, ddt, dA, dB, dC, dD = torch.tensor(fast).median(0).values.tolist()
     limits = [2 * e for e in torch.tensor(recurrence).median(0).values.tolist()]
     assert y <= limits[0]
     assert all(grad <= max(limit, 1e-6) for grad, limit in zip((dx, ddt, dB, dC, dD), (*limits[1:3], *limits[4:])))
-    # A's gradient sums differences of nearly equal flows over whole chunks: a hundred ulps. How many depends on
-    # the order in which a CPU adds: below 2e-5 on an Intel Xeon, 2.3e-5 on an AMD EPYC.
-    assert dA <= 5e-5
+    # torch sums differences of nearly equal flows over whole chunks, which costs A's gradient a hundred ulps. How many
+    # depends on the order in which a CPU adds: below 2e-5 on an Intel Xeon, 2.3e-5 on an AMD EPYC.
+    assert dA <= {"torch": 5e-5, "numba": 1e-6}[name]
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
-def test_dense_batch_equals_recurrence(length):
+def test_dense_batch_equals_recurrence(name, length):
     rows = [ssd_inputs(length, seed=seed) for seed in range(3)]
     shared = {2: rows[0][2], 5: rows[0][5]}
     inputs = [shared.get(i, torch.cat([row[i] for row in rows])) for i in range(6)]
-    dy = torch.randn_like(inputs[0])
-    for got, want in zip(run(backend("torch", None), inputs, dy), run(backend("reference", None), inputs, dy)):
-        assert error(got, want) < 1e-12
+    assert_equal_to_recurrence(name, inputs, None)
 
 
-def test_gradcheck():
-    inputs = [t.requires_grad_() for t in ssd_inputs(12, heads=2, headdim=2, state=3)]
-    cu = borders([1, 4, 7])
-    assert torch.autograd.gradcheck(backend("torch", cu, chunk_size=4), inputs)
+def test_gradcheck(name):
+    inputs = [t.requires_grad_() for t in ssd_inputs(40, heads=2, headdim=2, state=3)]
+    cu = borders([1, 35, 4])
+    chunks = {} if name == "numba" else {"chunk_size": 4}
+    assert torch.autograd.gradcheck(backend(name, cu, **chunks), inputs)
 
 
 @pytest.mark.parametrize("shape", [{}, STEEP], ids=["gentle", "steep"])
@@ -84,33 +118,47 @@ def test_blocks_of_one_chunk_equal_recurrence(monkeypatch, shape):
 
 
 @pytest.mark.parametrize("shape", [{}, STEEP], ids=["gentle", "steep"])
-def test_second_backward_repeats_the_first(shape):
+def test_second_backward_repeats_the_first(name, shape):
     leaves, cu = [t.requires_grad_() for t in ssd_inputs(sum(LENGTHS), **shape)], borders(LENGTHS)
-    y = ssd(*leaves, cu_seqlens=cu)
+    y = ssd(*leaves, cu_seqlens=cu, backend=name)
     first, second = (torch.autograd.grad(y, leaves, torch.ones_like(y), retain_graph=True) for _ in range(2))
     assert all(map(torch.equal, first, second))
 
 
-def test_columns_of_one_tensor_equal_separate_tensors():
+def test_numba_gives_the_same_bits_whatever_the_number_of_threads():
+    if pytest.importorskip("numba").config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("this process may use one core only")
+    lengths = [700, *ORDERS["mixed"], 300, 5]
+    inputs, before = ssd_inputs(sum(lengths), groups=2), torch.get_num_threads()
+    dy, results = torch.randn_like(inputs[0]), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(run(backend("numba", borders(lengths)), inputs, dy, torch.float32))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for pair in zip(*results))
+
+
+def test_columns_of_one_tensor_equal_separate_tensors(name):
     inputs, cu = ssd_inputs(sum(LENGTHS)), borders(LENGTHS)
     wide = torch.cat([inputs[i].flatten(2) for i in (0, 3, 4)], dim=2)
     x, B, C = (part.view_as(inputs[i]) for i, part in zip((0, 3, 4), wide.split([32, 16, 16], dim=2)))
     columns = [x, *inputs[1:3], B, C, inputs[5]]
     assert not x.is_contiguous()
-    assert torch.equal(ssd(*columns, cu_seqlens=cu), ssd(*inputs, cu_seqlens=cu))
+    got, want = (ssd(*tensors, cu_seqlens=cu, backend=name) for tensors in (columns, inputs))
+    assert torch.equal(got, want)
 
 
-def test_skip_per_channel_and_no_skip():
+def test_skip_per_channel_and_no_skip(name):
     *inputs, D = ssd_inputs(sum(LENGTHS))
     cu, per_channel = borders(LENGTHS), torch.randn(4, 8, dtype=torch.float64)
-    dy = torch.randn_like(inputs[0])
     for skip in ([per_channel], []):
-        got, want = (run(backend(name, cu), inputs + skip, dy) for name in ("torch", "reference"))
-        assert max(map(error, got, want)) < 1e-12
+        assert_equal_to_recurrence(name, inputs + skip, cu)
 
 
 @pytest.mark.parametrize("shape", [{}, STEEP], ids=["gentle", "steep"])
-def test_changing_one_segment_leaves_all_others_bit_identical(shape):
+def test_changing_one_segment_leaves_all_others_bit_identical(name, shape):
     lengths = ORDERS["mixed"]
     cu = borders(lengths)
     inputs = [t.float() for t in ssd_inputs(sum(lengths), **shape)]
@@ -119,7 +167,7 @@ def test_changing_one_segment_leaves_all_others_bit_identical(shape):
     mixed = [t.clone() for t in inputs]
     for i in (0, 1, 3, 4):
         mixed[i][:, changed] = other[i][:, changed]
-    before, after = (ssd(*t, cu_seqlens=cu) for t in (inputs, mixed))
+    before, after = (ssd(*t, cu_seqlens=cu, backend=name) for t in (inputs, mixed))
     same = torch.ones(sum(lengths), dtype=torch.bool)
     same[changed] = False
     assert torch.equal(before[:, same], after[:, same])
@@ -127,16 +175,33 @@ def test_changing_one_segment_leaves_all_others_bit_identical(shape):
 
 
 @pytest.mark.parametrize("dt_max", [0.1, 20.0], ids=["gentle", "steep"])
-def test_changing_the_future_leaves_the_past_bit_identical(dt_max):
+def test_changing_the_future_leaves_the_past_bit_identical(name, dt_max):
     cu = borders([200])
     inputs = [t.float() for t in ssd_inputs(200)]
     mixed = [t.clone() for t in inputs]
     for i, t in enumerate(ssd_inputs(200, dt_max=dt_max, seed=1)):
         if t.dim() > 1:
             mixed[i][:, 150:] = t[:, 150:]
-    before, after = (ssd(*t, cu_seqlens=cu) for t in (inputs, mixed))
+    before, after = (ssd(*t, cu_seqlens=cu, backend=name) for t in (inputs, mixed))
     assert torch.equal(before[:, :150], after[:, :150])
     assert not torch.equal(before[:, 150:], after[:, 150:])
+
+
+def test_a_longer_future_leaves_the_past_of_numba_bit_identical():
+    pytest.importorskip("numba")
+    inputs = [t.float() for t in ssd_inputs(200)]
+    whole = ssd(*inputs, backend="numba")
+    for length in (17, 32, 40, 150):
+        shorter = [t[:, :length] if t.dim() > 2 else t for t in inputs]
+        assert torch.equal(ssd(*shorter, backend="numba"), whole[:, :length])
+
+
+def test_numba_has_chunks_of_its_own():
+    pytest.importorskip("numba")
+    inputs = [t.float() for t in ssd_inputs(10)]
+    with pytest.raises(RuntimeError, match="chunks of their own"):
+        ssd(*inputs, chunk_size=16, backend="numba")
+    assert torch.equal(ssd(*inputs, chunk_size=16), ssd(*inputs, chunk_size=16, backend="torch"))
 
 
 @pytest.mark.parametrize(
