@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import choose
+from .compiled import support as on_cpu
 from .cross_entropy_torch import linear_cross_entropy_torch
 from .kernels.support import refusal
 from .seen import Seen
@@ -54,8 +55,9 @@ def linear_cross_entropy(
             float32. Changes nothing on a CPU without bfloat16 products.
         seen: which items the N rows have seen; None: no logit gets a bias.
         seen_bias: (), added to the logits of those.
-        backend: `torch` (any device), `triton` (CUDA, d up to 64, in bfloat16 up to 256, no `seen`) or `auto`
-            (`triton` where it runs).
+        backend: `torch` (any device), `triton` (CUDA, d up to 64, in bfloat16 up to 256, no `seen`), `numba` (our
+            kernels for CPUs, float32 products, some ten thousand items) or `auto`: on a GPU `triton`, on a CPU `numba`,
+            where they run, else `torch`.
 
     Returns:
         A scalar in the dtype of `hidden`, differentiable in `hidden`, `weight` and `seen_bias`.
@@ -83,13 +85,20 @@ def linear_cross_entropy(
 
 
 def _mean(hidden, weight, target, budget_mb, precision, seen, seen_bias, backend) -> Tensor:
-    refusals = {"triton": lambda: _triton_refusal(hidden, precision, seen)}
+    refusals = {
+        "triton": lambda: _triton_refusal(hidden, precision, seen),
+        "numba": lambda: _numba_refusal(hidden, weight, budget_mb, precision),
+    }
     # On paper the kernels are twice as fast: logits in a GPU's memory cost more than their products.
     backend = choose("linear_cross_entropy", backend, hidden, refusals)
     if backend == "triton":
         from .kernels.cross_entropy import linear_cross_entropy_triton
 
         return linear_cross_entropy_triton(hidden, weight, target, precision)
+    if backend == "numba":
+        from .compiled.cross_entropy import linear_cross_entropy_numba
+
+        return linear_cross_entropy_numba(hidden, weight, target, seen, seen_bias)
     if budget_mb is None:
         budget_mb = CUDA_BUDGET_MB if hidden.is_cuda else CPU_BUDGET_MB
     return linear_cross_entropy_torch(hidden, weight, target, budget_mb, precision, seen, seen_bias)
@@ -128,6 +137,16 @@ def _check_seen(hidden, weight, seen, seen_bias, precision) -> None:
         )
     if hidden.is_cuda and precision == "bfloat16":  # of the backend triton alone, which knows no bias
         raise RuntimeError("seen_bias needs products of float32 on a GPU: take precision (loss_precision) float32")
+
+
+def _numba_refusal(hidden: Tensor, weight: Tensor, budget_mb: float | None, precision: str) -> str | None:
+    if budget_mb is not None or precision != "float32":
+        return f"it has float32 products and blocks of its own, and precision is {precision}, budget_mb {budget_mb}"
+    if reason := on_cpu.refusal(hidden):
+        return reason
+    from .compiled.cross_entropy import refusal
+
+    return refusal(weight)
 
 
 def _triton_refusal(hidden: Tensor, precision: str, seen: Seen | None) -> str | None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import isqrt
 from typing import NamedTuple
 
@@ -49,7 +50,9 @@ def linear_cross_entropy_torch(
     dtype = hidden.dtype if hidden.dtype == torch.float64 else torch.float32
     budget = max(1, int(budget_mb * 2**20 / dtype.itemsize))  # in logits
     with _products_in(precision, hidden):
-        loss = _LinearCrossEntropy.apply(hidden.to(dtype), weight.to(dtype), target, budget, seen, seen_bias)
+        loss = LinearCrossEntropy.apply(
+            hidden.to(dtype), weight.to(dtype), target, partial(_run, budget), seen, seen_bias
+        )
     return loss.to(hidden.dtype)
 
 
@@ -74,14 +77,22 @@ def _products_in(precision: str, hidden: Tensor) -> Iterator[None]:
         matmul.fp32_precision = before
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+def _run(budget: int, hidden, weight, *others) -> Tensor:
+    run = _by_rows if budget // len(weight) >= min(FEW_ROWS, len(hidden)) else _by_tiles
+    return run(budget, hidden, weight, *others)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """The mean of the losses, of a `run(hidden, weight, target, grads, seen, seen_bias)` that makes both at once: it
+    gives the sum of the losses, float64, and adds the gradients of that sum to `grads`.
+    """
+
     @staticmethod
-    def forward(ctx, hidden, weight, target, budget, seen, seen_bias):
+    def forward(ctx, hidden, weight, target, run, seen, seen_bias):
         wants = *ctx.needs_input_grad[:2], ctx.needs_input_grad[5]
         ours = hidden, weight, hidden.new_zeros((), dtype=torch.float64)
         grads = Gradients(*(torch.zeros_like(t) if wanted else None for t, wanted in zip(ours, wants)))
-        run = _by_rows if budget // len(weight) >= min(FEW_ROWS, len(target)) else _by_tiles
-        loss = run(hidden, weight, target[:, None], grads, budget, seen, seen_bias)
+        loss = run(hidden, weight, target[:, None], grads, seen, seen_bias)
         ctx.save_for_backward(*grads)
         ctx.count, ctx.bias_dtype = len(target), getattr(seen_bias, "dtype", None)
         return (loss / len(target)).to(hidden.dtype)
@@ -102,7 +113,7 @@ class Gradients(NamedTuple):
     bias: Tensor | None
 
 
-def _by_rows(hidden, weight, target, grads, budget, seen, seen_bias) -> Tensor:
+def _by_rows(budget, hidden, weight, target, grads, seen, seen_bias) -> Tensor:
     """Sum of the losses; the gradients of that sum are added to `grads`."""
     rows = budget // len(weight) if hidden.is_cuda else min(ROWS, budget // len(weight))
     buffer = hidden.new_empty(min(rows, len(target)), len(weight))
@@ -155,7 +166,7 @@ def _fit(total: Tensor) -> bool:
     return bool((low > SMALLEST) & (high < LARGEST))
 
 
-def _by_tiles(hidden, weight, target, grads, budget, seen, seen_bias) -> Tensor:
+def _by_tiles(budget, hidden, weight, target, grads, seen, seen_bias) -> Tensor:
     """As `_by_rows`, with every logit computed twice."""
     tiles = _Tiles(hidden, weight, target, budget, seen, seen_bias)
     total, found = tiles.totals()

@@ -59,7 +59,12 @@ class Seen:
 
     def count(self) -> Tensor:
         """P, ()."""
-        return (torch.searchsorted(self.token, self._end) - torch.searchsorted(self.token, self._begin)).sum()
+        low, high, _ = self.entries()
+        return (high - low).sum()
+
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A row's items are item[low:high]: low, high (N,), item (E,)."""
+        return *(torch.searchsorted(self.token, border) for border in (self._begin, self._end)), self.item
 
     def places(self) -> Tensor:
         """Where in scores of all rows, (N, V), there is a pair, (P,): see `Tile.places`."""

@@ -50,10 +50,10 @@ def ssd(
         B: (b, l, g, n).  C: (b, l, g, n).  h must be a multiple of g.  Where x is bfloat16, dt, A and D are float32.
         D: (h,) or (h, p), the skip connection; None leaves it out.
         cu_seqlens: (S + 1,) borders of the segments of a stream (then b is 1), or a `Segments`.
-        chunk_size: tokens of a chunk, None for the backend's own choice, as it must be for `numba`; `reference` has none.
-        backend: `torch` (chunked, any device), `triton` (our kernels), `numba` (our kernels for CPUs), `mamba_ssm` (that
-            package's kernels), `reference` (the recurrence), or `auto`: on a CPU `numba` and on a GPU `triton` where
-            they can run, else `torch`.
+        chunk_size: tokens of a chunk, None for the backend's own choice; `numba` takes None only, `reference` has none.
+        backend: `torch` (chunked, any device), `triton` (our kernels), `numba` (our kernels for CPUs), `mamba_ssm`
+            (that package's kernels), `reference` (the recurrence), or `auto`: on a CPU `numba` and on a GPU `triton`
+            where they can run, else `torch`.
 
     Returns:
         y: (b, l, h, p), in the dtype of x.

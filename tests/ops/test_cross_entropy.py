@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,11 @@ from recbole_ssd.ops.seen import Seen
 
 from .streams import error, run
 
-ROWS_MB, TILES_MB = 1.0, 0.004  # budgets that lead to blocks of whole rows, and to tiles, for the inputs below
+ROWS, TILES = {"budget_mb": 1.0}, {"budget_mb": 0.004}  # for the inputs below: blocks of whole rows, and tiles
+NUMBA = {"backend": "numba"}
+with_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
+by_numba = pytest.param(NUMBA, marks=with_numba, id="numba")
+forms = pytest.mark.parametrize("form", [pytest.param(ROWS, id="rows"), pytest.param(TILES, id="tiles"), by_numba])
 ONE = torch.ones((), dtype=torch.float64)
 
 
@@ -38,6 +44,45 @@ def test_equals_torch(rows, targets, items):
         assert error(got, want) < 1e-13
 
 
+@with_numba
+# rows of one tile and of several stripes, items of one tile and of several
+@pytest.mark.parametrize("targets, items", [(70, 301), (1, 2), (1, 301), (300, 2), (1000, 1300), (128, 512)])
+def test_numba_equals_torch(targets, items):
+    inputs, target = inputs_of(targets, items, scale=0.3)
+    dy = torch.tensor(1.7, dtype=torch.float64)
+    for got, want in zip(run(ours(target, **NUMBA), inputs, dy), run(plain(target), inputs, dy)):
+        assert error(got, want) < 1e-13
+
+
+def test_numba_gives_the_same_bits_whatever_the_number_of_threads():
+    if pytest.importorskip("numba").config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("this process may use one core only")
+    (inputs, target), before, results = inputs_of(1000, 1300), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(run(ours(target, **NUMBA), inputs, ONE, torch.float32))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for pair in zip(*results))
+
+
+@with_numba
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"budget_mb": 1.0}, "blocks of its own"),
+        ({"precision": "bfloat16"}, "float32 products"),
+        ({"hidden": torch.zeros(2, 1), "weight": torch.zeros(40_000, 1)}, "room for 32,768 items"),
+    ],
+)
+def test_numba_says_why_it_cannot(change, message):
+    arguments = {"hidden": torch.zeros(2, 16), "weight": torch.zeros(301, 16), "target": torch.zeros(2).long()}
+    with pytest.raises(RuntimeError, match=message):
+        linear_cross_entropy(**{**arguments, **change}, **NUMBA)
+    assert linear_cross_entropy(**{**arguments, **change}).isfinite()
+
+
 @pytest.mark.parametrize("smoothing", [0.1, 0.9])
 def test_label_smoothing_is_torchs(smoothing):
     inputs, target = inputs_of(scale=0.3)
@@ -53,30 +98,30 @@ def test_label_smoothing_is_a_share(smoothing):
         linear_cross_entropy(*inputs, target, label_smoothing=smoothing)
 
 
-@pytest.mark.parametrize("budget_mb", [ROWS_MB, TILES_MB])
+@forms
 @pytest.mark.parametrize("scale", [1, 15, 60])  # logits up to 20, 200 and 1,000: float32's exp ends at 88
-def test_float32_is_as_accurate_as_torch(budget_mb, scale):
+def test_float32_is_as_accurate_as_torch(form, scale):
     inputs, target = inputs_of(targets=500, scale=scale)
     truth, theirs = run(plain(target), inputs, ONE), run(plain(target), inputs, ONE, torch.float32)
-    for got, other, want in zip(run(ours(target, budget_mb), inputs, ONE, torch.float32), theirs, truth):
+    for got, other, want in zip(run(ours(target, **form), inputs, ONE, torch.float32), theirs, truth):
         assert error(got, want) <= max(2 * error(other, want), 1e-6)
 
 
 @pytest.mark.parametrize("offset", [-200, 200])
-@pytest.mark.parametrize("budget_mb", [ROWS_MB, TILES_MB])
-def test_logits_far_from_zero_neither_overflow_nor_vanish(budget_mb, offset):
+@forms
+def test_logits_far_from_zero_neither_overflow_nor_vanish(form, offset):
     (hidden, weight), target = inputs_of(scale=0.3)
     hidden[40:, 0], weight[:, 0] = offset, 1  # from the 41st target on; those before stay as they are
     truth = run(plain(target), [hidden, weight], ONE)
-    for got, want in zip(run(ours(target, budget_mb), [hidden, weight], ONE, torch.float32), truth):
+    for got, want in zip(run(ours(target, **form), [hidden, weight], ONE, torch.float32), truth):
         assert error(got, want) < 1e-4  # one digit of float32 at 200 is 1.5e-5
 
 
-def test_blocks_of_rows_and_tiles_are_deterministic():
+@forms
+def test_a_second_run_gives_the_same_bits(form):
     inputs, target = inputs_of(targets=500)
-    for budget_mb in (ROWS_MB, TILES_MB):
-        first, second = (run(ours(target, budget_mb), inputs, ONE, torch.float32) for _ in range(2))
-        assert all(torch.equal(a, b) for a, b in zip(first, second))
+    first, second = (run(ours(target, **form), inputs, ONE, torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
 @pytest.mark.parametrize("budget_mb", [8.0, 1.0, 0.05])
@@ -95,18 +140,18 @@ def test_the_budget_holds(budget_mb):
     assert peak < budget_mb * 2**20 + 2 * gradients + 2**17  # made and scaled; and a few numbers a row
 
 
-@pytest.mark.parametrize("budget_mb", [ROWS_MB, TILES_MB])
-def test_no_gradient_is_made_where_none_is_asked_for(budget_mb):
+@forms
+def test_no_gradient_is_made_where_none_is_asked_for(form):
     (hidden, weight), target = inputs_of()
-    loss = linear_cross_entropy(hidden.requires_grad_(), weight, target, budget_mb)
+    loss = linear_cross_entropy(hidden.requires_grad_(), weight, target, **form)
     assert loss.grad_fn.saved_tensors[1] is None
     loss.backward()
     assert hidden.grad is not None and weight.grad is None
-    assert not linear_cross_entropy(hidden.detach(), weight, target, budget_mb).requires_grad
+    assert not linear_cross_entropy(hidden.detach(), weight, target, **form).requires_grad
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="bfloat16 products need torch 2.9")
-@pytest.mark.parametrize(("items", "budget_mb"), [(301, ROWS_MB), (5000, 0.5)], ids=["rows", "tiles"])
+@pytest.mark.parametrize(("items", "budget_mb"), [(301, 1.0), (5000, 0.5)], ids=["rows", "tiles"])
 def test_bfloat16_products_stay_close(items, budget_mb):
     inputs, target = inputs_of(targets=500, items=items, size=64, scale=0.4)  # oneDNN keeps smaller products in float32
     truth = run(plain(target), inputs, ONE)
@@ -146,7 +191,7 @@ def test_autocast_changes_nothing():
         ({"target": torch.full((70,), -1)}, r"targets must lie in 0\.\.300, got -1"),
         ({"budget_mb": 0.0}, "budget_mb must be above 0"),
         ({"precision": "half"}, "precision must be float32 or bfloat16"),
-        ({"backend": "liger"}, "backends auto, torch, triton; got 'liger'"),
+        ({"backend": "liger"}, "backends auto, torch, triton, numba; got 'liger'"),
     ],
 )
 def test_wrong_input_gets_a_sentence(change, message):
@@ -182,32 +227,32 @@ def seen_by(lengths, items, whole=False):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("budget_mb", [ROWS_MB, 0.02, TILES_MB])
+@pytest.mark.parametrize("form", [ROWS, {"budget_mb": 0.02}, TILES, by_numba])
 @pytest.mark.parametrize("items, bias", [(301, -1.5), (7, 0.7), (301, 400.0)])
-def test_what_was_seen_gets_the_bias(budget_mb, items, bias, whole, smoothing):
+def test_what_was_seen_gets_the_bias(form, items, bias, whole, smoothing):
     lengths = [1, 64, 2, 3, 290, 5]
     seen, mask = seen_by(lengths, items, whole)
     inputs, target = inputs_of(len(mask), items, scale=0.3)
     theirs = lambda h, w, b: F.cross_entropy(h @ w.t() + b * mask, target, label_smoothing=smoothing)  # noqa: E731
     mine = lambda h, w, b: linear_cross_entropy(  # noqa: E731
-        h, w, target, budget_mb, seen=seen, seen_bias=b, label_smoothing=smoothing
+        h, w, target, seen=seen, seen_bias=b, label_smoothing=smoothing, **form
     )
     inputs.append(torch.tensor(bias, dtype=torch.float64))
     for got, want in zip(run(mine, inputs, ONE), run(theirs, inputs, ONE), strict=True):
         assert error(got, want) < 1e-12
 
 
-@pytest.mark.parametrize("budget_mb", [ROWS_MB, TILES_MB])
-def test_the_bias_gets_a_gradient_where_one_is_asked_for(budget_mb):
+@forms
+def test_the_bias_gets_a_gradient_where_one_is_asked_for(form):
     seen, mask = seen_by([3, 4], 301)
     inputs, target = inputs_of(len(mask))
     inputs.append(ONE)
-    whole = run(lambda h, w, b: linear_cross_entropy(h, w, target, budget_mb, seen=seen, seen_bias=b), inputs, ONE)[3]
+    whole = run(lambda h, w, b: linear_cross_entropy(h, w, target, seen=seen, seen_bias=b, **form), inputs, ONE)[3]
     bias = ONE.clone().requires_grad_()
-    loss = linear_cross_entropy(*inputs[:2], target, budget_mb, seen=seen, seen_bias=bias)
+    loss = linear_cross_entropy(*inputs[:2], target, seen=seen, seen_bias=bias, **form)
     loss.backward()
     assert error(bias.grad, whole) < 1e-13
-    assert not linear_cross_entropy(*inputs[:2], target, budget_mb, seen=seen, seen_bias=ONE).requires_grad
+    assert not linear_cross_entropy(*inputs[:2], target, seen=seen, seen_bias=ONE, **form).requires_grad
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numba import njit, types
 from numba.extending import overload
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from ..packing import Segments
@@ -98,11 +99,19 @@ def launch(kernel, *arguments) -> None:
     _forget_stale()
     arrays = [t.detach().numpy() if isinstance(t, Tensor) else t for t in arguments]
     threads = torch.get_num_threads()
-    with _one_at_a_time:
+    with _one_at_a_time, _blas().limit(limits=1):
         numba.set_num_threads(_threads())
         if torch.get_num_threads() != threads:  # numba's OpenMP layer, when it starts, sets the number for both
             torch.set_num_threads(threads)
         kernel(*arrays)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """Of the BLAS libraries that are loaded, SciPy's among them: its threads would meet in a kernel's own."""
+    import scipy.linalg.cython_blas  # noqa: F401
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 @cache

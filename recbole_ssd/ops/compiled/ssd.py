@@ -36,6 +36,7 @@ from torch.autograd.function import once_differentiable
 
 from ..packing import Segments
 from .jit import Work, kernel, launch, over_blocks, parallel_kernel
+from .matrices import add, clear, copy, multiply
 
 CHUNK = 32  # tokens; twice as many cost more in the triangle than they save in states
 SHORT = 16  # tokens of a segment that takes half a chunk
@@ -99,29 +100,23 @@ def _outputs(begin, end, group, x, dt, A, B, C, D, y, states):
         last = min(first + CHUNK, end)
         _load(B, first, last, group, Bs)
         _load(C, first, last, group, Cs)
-        _multiply(Cs, Bs.T, product)
+        multiply(Cs, Bs.T, product)
         for local in range(heads):
             head, S = group * heads + local, state[local]
             _decay(dt, A, first, last, head, decays)
             _triangle(product, decays, L, M)
             _enter(x, dt, first, last, head, u)
-            _multiply(M, u, out)
+            multiply(M, u, out)
             _leave(x, D, first, last, head, out, y)
             if first > begin:
-                _multiply(Cs, S, out)
+                multiply(Cs, S, out)
                 _add_to(decays, first, last, head, out, y)
                 if len(states):
-                    states[_row(begin, first), head] = S
+                    copy(S, states[_row(begin, first), head])
             if last < end:
                 _scale(decays[2], u)
-                _multiply(Bs.T, u, added)
+                multiply(Bs.T, u, added)
                 _advance(decays[1, q - 1], added, S)
-
-
-@kernel
-def _multiply(a, b, out):
-    """out = a b; a or b may be transposed. A function of its own, so that numba compiles a product once for all."""
-    np.dot(a, b, out)
 
 
 @kernel
@@ -130,7 +125,7 @@ def _load(rows, first, last, group, out):
     for i in range(last - first):
         for k in range(out.shape[1]):
             out[i, k] = rows[first + i, group, k]
-    out[last - first :] = 0
+    clear(out, last - first)
 
 
 @kernel
@@ -140,7 +135,7 @@ def _enter(x, dt, first, last, head, u):
         step = dt[first + i, head]
         for k in range(u.shape[1]):
             u[i, k] = step * x[first + i, head, k]
-    u[last - first :] = 0
+    clear(u, last - first)
 
 
 @kernel
@@ -189,7 +184,8 @@ def _decay(dt, A, first, last, head, decays):
         i = count - 1 - behind
         decays[2, i] = passed
         passed *= decays[0, i]
-    decays[:, count:] = 0
+    for i in range(count, decays.shape[1]):
+        decays[0, i] = decays[1, i] = decays[2, i] = 0
 
 
 @kernel
@@ -234,39 +230,42 @@ def _gradients(span, x, dt, A, B, C, D, states, dy, dx, ddt, dA, dB, dC, dD):
         last = min(first + CHUNK, end)
         _load(B, first, last, group, Bs)
         _load(C, first, last, group, Cs)
-        _multiply(Cs, Bs.T, product)
-        dBs[:], dCs[:], dproduct[:] = 0, 0, 0
+        multiply(Cs, Bs.T, product)
+        clear(dBs)
+        clear(dCs)
+        clear(dproduct)
         for local in range(heads):
             head, Z = group * heads + local, dstate[local]
             _decay(dt, A, first, last, head, decays)
             _triangle(product, decays, L, M)
             _enter(x, dt, first, last, head, u)
             _load(dy, first, last, head, dout)
-            _multiply(M.T, dout, du)
-            _multiply(dout, u.T, dM)
+            multiply(M.T, dout, du)
+            multiply(dout, u.T, dM)
             _within(L, M, dM, dproduct, inside)
-            flow[:] = 0
+            for i in range(q + 1):
+                flow[i] = 0
             if last < end:
-                _multiply(Bs, Z, v)
+                multiply(Bs, Z, v)
                 _leaving(decays, u, v, du, flow)
-                _multiply(u, Z.T, part)
-                _add(part, dBs)
+                multiply(u, Z.T, part)
+                add(part, dBs)
             if first > begin:
                 S, decay = states[_row(begin, first), head], decays[1, q - 1]  # 0 in the last chunk, as Z is
                 flow[q] += decay * _inner(S, Z)
                 _scale(decays[1], dout)
-                _multiply(dout, S.T, part)
+                multiply(dout, S.T, part)
                 _entering(Cs, part, flow)
-                _add(part, dCs)
-                _multiply(Cs.T, dout, added)
+                add(part, dCs)
+                multiply(Cs.T, dout, added)
                 _advance(decay, added, Z)
             dA[head] += _finish(first, last, head, A, dt, x, du, inside, flow, ddt)
             _skip(first, last, head, dt, D, dy, du, dx)
             _skipped(first, last, head, x, dy, dD)
-        _multiply(dproduct, Bs, part)
-        _add(part, dCs)
-        _multiply(dproduct.T, Cs, part)
-        _add(part, dBs)
+        multiply(dproduct, Bs, part)
+        add(part, dCs)
+        multiply(dproduct.T, Cs, part)
+        add(part, dBs)
         _store(dBs, first, last, group, dB)
         _store(dCs, first, last, group, dC)
 
@@ -309,14 +308,6 @@ def _entering(Cs, part, flow):
         for k in range(Cs.shape[1]):
             gained += Cs[i, k] * part[i, k]
         flow[i] += gained
-
-
-@kernel
-def _add(a, out):
-    """out += a, row by row."""
-    for i in range(len(out)):
-        for k in range(out.shape[1]):
-            out[i, k] += a[i, k]
 
 
 @kernel

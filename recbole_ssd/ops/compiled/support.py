@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+NEEDED = ("numba", "scipy", "threadpoolctl")  # SciPy for its BLAS, which threadpoolctl keeps to one thread
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -23,8 +24,9 @@ def refusal(x: Tensor) -> str | None:
 @cache
 def _missing() -> str | None:
     """Why numba cannot be had, or None. Imported on the first call: it takes a second."""
-    if find_spec("numba") is None:
-        return "the package 'numba' is not installed (pip install numba)"
+    for name in NEEDED:
+        if find_spec(name) is None:
+            return f"the package '{name}' is not installed (pip install {name})"
     try:
         import numba  # noqa: F401
     except ImportError as error:  # it refuses a NumPy that is newer than it knows

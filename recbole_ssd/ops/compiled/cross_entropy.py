@@ -1,0 +1,196 @@
+"""The loss of `ops.cross_entropy` for CPUs: logits that stay in a core's cache through exp, sum and three products.
+
+    p[i, v] = exp(l[i, v]) / total[i],    l = h @ W.T,    total[i] = sum_v exp(l[i, v])
+    dh = (p - onehot(target)) @ W,        dW = (p - onehot(target)).T @ h
+
+A thread takes ROWS rows, makes their logits tile by tile, takes exp and sums while a tile is in the cache, and when all
+totals are known goes over the tiles again for the gradients. Nothing is subtracted before exp unless a total comes near
+float32's ends, as in `cross_entropy_torch`.
+
+The rows are cut into stripes, as many as memory allows gradients of W for, whatever the number of threads; those are
+summed in the end, so that threads change no bit.
+
+Shape letters:    N targets    d model size    V items    s stripes    E entries of what was seen (`ops/seen.py`)
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+
+from ..cross_entropy_torch import LARGEST, SMALLEST, Gradients, LinearCrossEntropy
+from ..seen import Seen
+from .jit import exp, kernel, launch, over_blocks, parallel_kernel
+from .matrices import add, clear, multiply
+
+ROWS, COLUMNS = 128, 512  # of a tile: a quarter of a megabyte in float32
+MOST_LOGITS = 2**22  # of ROWS rows: what a thread holds
+STRIPES, MOST_GRADIENTS = 16, 2**24  # numbers in all stripes' gradients of W
+
+
+def refusal(weight: Tensor) -> str | None:
+    """Why this catalogue is too large, None if it is not."""
+    if len(weight) * ROWS > MOST_LOGITS or weight.numel() > MOST_GRADIENTS:
+        return f"its blocks have room for {MOST_LOGITS // ROWS:,} items and {MOST_GRADIENTS:,} weights"
+    return None
+
+
+def linear_cross_entropy_numba(
+    hidden: Tensor, weight: Tensor, target: Tensor, seen: Seen | None, seen_bias: Tensor | None
+) -> Tensor:
+    """See `ops.cross_entropy.linear_cross_entropy`; float32 or float64."""
+    return LinearCrossEntropy.apply(hidden, weight, target, _run, seen, seen_bias)
+
+
+def _run(hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias: Tensor | None) -> Tensor:
+    """The sum of the losses; its gradients are put into `grads`."""
+    target = target[:, 0]
+    stripes = max(1, min(STRIPES, len(target) // ROWS, MOST_GRADIENTS // weight.numel()))
+    borders = np.linspace(0, len(target), stripes + 1).astype(np.int64)
+    wanted = any(grad is not None for grad in grads)
+    dhidden = hidden.new_empty(len(hidden) if wanted else 0, hidden.shape[1])
+    dweight = weight.new_empty(stripes if wanted else 0, *weight.shape)
+    sums = hidden.new_zeros(2, stripes, dtype=torch.float64)  # of the losses, and of the gradient of the bias
+    low, high, item = (target[:0],) * 3 if seen is None else seen.entries()
+    bias = hidden.new_zeros(1) if seen is None else seen_bias.to(hidden.dtype).view(1)
+    inputs = (t.contiguous() for t in (hidden, weight, target, low, high, item, bias))
+    launch(_forward, *inputs, borders, dhidden, dweight, sums)
+    loss, dbias = sums.sum(1)
+    for grad, made in zip(grads, (dhidden, over_blocks(dweight, weight.dtype), dbias)):
+        if grad is not None:
+            grad.copy_(made)
+    return loss
+
+
+@parallel_kernel
+def _forward(hidden, weight, target, low, high, item, bias, borders, dhidden, dweight, sums):
+    for s in prange(len(borders) - 1):
+        rows = borders[s], borders[s + 1]
+        loss, dbias = _stripe(s, rows, hidden, weight, target, low, high, item, bias[0], dhidden, dweight)
+        sums[0, s], sums[1, s] = loss, dbias
+
+
+@kernel
+def _stripe(s, rows, hidden, weight, target, low, high, item, bias, dhidden, dweight):
+    """The losses of a stripe and the gradient of the bias; its rows of dhidden and its dweight are written."""
+    items, d = weight.shape
+    buffer, shift = np.empty(ROWS * items, hidden.dtype), np.empty(ROWS, hidden.dtype)
+    total, found = np.empty(ROWS), np.empty(ROWS)
+    product = np.empty((max(ROWS, COLUMNS), d), hidden.dtype)
+    loss, dbias = 0.0, 0.0
+    for begin in range(rows[0], rows[1], ROWS):
+        end = min(begin + ROWS, rows[1])
+        here, goal = hidden[begin:end], target[begin:end]
+        for i in range(ROWS):
+            shift[i] = 0
+        seen = low[begin:end], high[begin:end], item, bias
+        _exponentials(here, weight, goal, seen, shift, buffer, total, found)
+        if not _fit(total[: end - begin]):
+            _largest(here, weight, seen, shift, buffer)
+            _exponentials(here, weight, goal, seen, shift, buffer, total, found)
+        for i in range(end - begin):
+            loss += math.log(total[i]) - found[i]
+        if len(dweight):
+            out, first = (dhidden[begin:end], dweight[s], product), begin == rows[0]
+            dbias += _gradients(here, weight, goal, seen, buffer, total, out, first)
+    return loss, dbias
+
+
+@kernel
+def _fit(total):
+    for value in total:
+        if not SMALLEST < value < LARGEST:
+            return False
+    return True
+
+
+@kernel
+def _tile(buffer, left, right, count):
+    """The logits of `count` rows and some items; tiles lie one after the other."""
+    return buffer[left * count : right * count].reshape(count, right - left)
+
+
+@kernel
+def _logits(hidden, weight, seen, left, right, tile):
+    """h W^T, and the bias where a row has seen an item."""
+    multiply(hidden, weight[left:right].T, tile)
+    low, high, item, bias = seen
+    for i in range(len(low)):
+        for e in range(low[i], high[i]):
+            if left <= item[e] < right:
+                tile[i, item[e] - left] += bias
+
+
+@kernel
+def _exponentials(hidden, weight, target, seen, shift, buffer, total, found):
+    """Leaves exp(logits - shift) in the buffer; their sums, and the targets' logits less the shift."""
+    for i in range(len(hidden)):
+        total[i] = 0
+    for left in range(0, len(weight), COLUMNS):
+        right = min(left + COLUMNS, len(weight))
+        tile = _tile(buffer, left, right, len(hidden))
+        _logits(hidden, weight, seen, left, right, tile)
+        for i in range(len(hidden)):
+            if left <= target[i] < right:
+                found[i] = tile[i, target[i] - left] - shift[i]
+            total[i] += _exp(tile[i], shift[i])
+
+
+@kernel
+def _exp(row, shift):
+    """row = exp(row - shift), and its sum."""
+    total = row.dtype.type(0)
+    for k in range(len(row)):
+        row[k] = exp(row[k] - shift)
+        total += row[k]
+    return total
+
+
+@kernel
+def _largest(hidden, weight, seen, shift, buffer):
+    """shift = the largest logit of each row."""
+    for i in range(len(hidden)):
+        shift[i] = -np.inf
+    for left in range(0, len(weight), COLUMNS):
+        right = min(left + COLUMNS, len(weight))
+        tile = _tile(buffer, left, right, len(hidden))
+        _logits(hidden, weight, seen, left, right, tile)
+        for i in range(len(hidden)):
+            for k in range(tile.shape[1]):
+                shift[i] = max(shift[i], tile[i, k])
+
+
+@kernel
+def _gradients(hidden, weight, target, seen, buffer, total, out, first):
+    """dhidden, dweight (`first`: nothing is in it yet) and the gradient of the bias, from the exponentials."""
+    (low, high, item, _), (dhidden, dweight, product) = seen, out
+    clear(dhidden)
+    scaled, dbias = np.empty_like(hidden), 0.0
+    for i in range(len(hidden)):
+        for k in range(hidden.shape[1]):
+            scaled[i, k] = hidden[i, k] / total[i]
+    for left in range(0, len(weight), COLUMNS):
+        right = min(left + COLUMNS, len(weight))
+        tile = _tile(buffer, left, right, len(hidden))
+        for i in range(len(hidden)):
+            if left <= target[i] < right:
+                tile[i, target[i] - left] -= total[i]  # now it holds total times the gradient of the logits
+        for i in range(len(low)):
+            for e in range(low[i], high[i]):
+                if left <= item[e] < right:
+                    dbias += tile[i, item[e] - left] / total[i]
+        multiply(tile, weight[left:right], product[: len(hidden)])
+        add(product[: len(hidden)], dhidden)
+        if first:
+            multiply(tile.T, scaled, dweight[left:right])
+        else:
+            multiply(tile.T, scaled, product[: right - left])
+            add(product[: right - left], dweight[left:right])
+    for i in range(len(hidden)):
+        for k in range(hidden.shape[1]):
+            dhidden[i, k] /= total[i]
+    return dbias
