@@ -29,7 +29,7 @@ ONE_OF = {
     "rm_dup_inter": (None, "first", "last"),
     "state": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
     "ssd_backend": ("auto", "torch", "numba", "triton", "mamba_ssm", "reference"),
-    "conv_backend": ("auto", "torch", "triton", "causal_conv1d"),
+    "conv_backend": ("auto", "torch", "numba", "triton", "causal_conv1d"),
     "scan_backend": ("auto", "torch", "numba", "triton", "mamba_ssm", "reference"),
     "amp_dtype": ("bfloat16", "float16"),
     "loss_precision": ("float32", "bfloat16"),

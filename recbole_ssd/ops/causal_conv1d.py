@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from . import causal_conv1d_package
 from .backends import choose
+from .compiled import support as on_cpu
 from .kernels import support
 from .packing import Segments
 
@@ -48,8 +49,8 @@ def causal_conv1d(
         cu_seqlens: (S + 1,) borders of a stream's segments (then b is 1), or a `Segments`.
         activation: "silu" or None.
         reverse: True looks at the tokens that follow instead of those before.
-        backend: `torch` (any device), `triton` (our kernels), `causal_conv1d` (that package's CUDA kernel), or `auto`:
-            `triton` on a GPU where it can run, else `torch`.
+        backend: `torch` (any device), `triton` (our kernels), `numba` (our kernels for CPUs), `causal_conv1d` (that
+            package's CUDA kernel), or `auto`: on a CPU `numba` and on a GPU `triton` where they can run, else `torch`.
 
     Returns:
         (b, l, c), in the dtype of x.
@@ -65,6 +66,7 @@ def causal_conv1d(
     segments = Segments.of_batch(x, cu_seqlens)
     refusals = {
         "triton": lambda: support.refusal(x) or _too_wide(weight),
+        "numba": lambda: on_cpu.refusal(x),
         "causal_conv1d": lambda: causal_conv1d_package.refusal(x, weight),
     }
     convolve = _backend(choose("causal_conv1d", backend, x, refusals))
@@ -76,6 +78,10 @@ def _backend(name: str) -> Callable:
         from .kernels.causal_conv1d import causal_conv1d_triton
 
         return causal_conv1d_triton
+    if name == "numba":
+        from .compiled.causal_conv1d import causal_conv1d_numba
+
+        return causal_conv1d_numba
     return causal_conv1d_package.causal_conv1d_package if name == "causal_conv1d" else causal_conv1d_torch
 
 

@@ -10,11 +10,14 @@ Shape letters:    T tokens    i channels    k groups
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .backends import choose
+from .compiled import support as on_cpu
 from .kernels import support
 
 BLOCK = 2**17  # numbers of a block of rows on a CPU: half a megabyte in float32
@@ -32,7 +35,8 @@ def gated_rms_norm(
         weight: (i,).
         groups: k, a divisor of i.
         eps: added to the mean square.
-        backend: `torch` (any device), `triton` (our kernels), or `auto`: `triton` on a GPU where it can run.
+        backend: `torch` (any device), `triton` (our kernels), `numba` (our kernels for CPUs), or `auto`: on a CPU
+            `numba` and on a GPU `triton` where they can run, else `torch`.
 
     Returns:
         (T, i), in the dtype of y.
@@ -46,12 +50,23 @@ def gated_rms_norm(
         raise ValueError(f"y and z must be (T, i) and weight (i,), got {shapes}")
     if y.shape[1] % groups:
         raise ValueError(f"groups must divide the {y.shape[1]} channels of y, got {groups}")
-    refusals = {"triton": lambda: support.refusal(y) or support.refusal(z) or _too_wide(y.shape[1] // groups)}
-    if choose("gated_rms_norm", backend, y, refusals) == "triton":
+    refusals = {
+        "triton": lambda: support.refusal(y) or support.refusal(z) or _too_wide(y.shape[1] // groups),
+        "numba": lambda: on_cpu.refusal(y) or on_cpu.refusal(z),
+    }
+    return _backend(choose("gated_rms_norm", backend, y, refusals))(y, z, weight, groups, eps)
+
+
+def _backend(name: str) -> Callable:
+    if name == "triton":
         from .kernels.gated_rms_norm import gated_rms_norm_triton
 
-        return gated_rms_norm_triton(y, z, weight, groups, eps)
-    return _GatedRMSNorm.apply(y, z, weight, groups, eps)
+        return gated_rms_norm_triton
+    if name == "numba":
+        from .compiled.gated_rms_norm import gated_rms_norm_numba
+
+        return gated_rms_norm_numba
+    return _GatedRMSNorm.apply
 
 
 def _too_wide(channels: int) -> str | None:

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +7,9 @@ import torch.nn.functional as F
 from recbole_ssd.ops.causal_conv1d import causal_conv1d
 
 from .streams import LENGTHS, ORDERS, borders, error, run
+
+ON_CPU = ("torch", "numba")
+on_cpu = pytest.mark.parametrize("backend", ON_CPU)
 
 
 def inputs_of(length, width, channels=5):
@@ -34,34 +39,65 @@ def torch_conv(cu, reverse):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("width", [1, 2, 4, 7])
 @pytest.mark.parametrize("lengths", ORDERS.values(), ids=ORDERS)
-def test_equals_torch_segment_by_segment(lengths, width, reverse):
+@on_cpu
+def test_equals_torch_segment_by_segment(backend, lengths, width, reverse):
     cu = borders(lengths)
     inputs = inputs_of(sum(lengths), width)
     dy = torch.randn_like(inputs[0])
-    ours = run(lambda *i: causal_conv1d(*i, cu_seqlens=cu, reverse=reverse), inputs, dy)
+    ours = run(lambda *i: causal_conv1d(*i, cu_seqlens=cu, reverse=reverse, backend=backend), inputs, dy)
     for got, want in zip(ours, run(torch_conv(cu, reverse), inputs, dy)):
         assert error(got, want) < 1e-13
 
 
-def test_stream_shorter_than_the_filter():
+@on_cpu
+def test_stream_shorter_than_the_filter(backend):
     inputs = inputs_of(2, 7)
     dy = torch.randn_like(inputs[0])
-    for got, want in zip(run(causal_conv1d, inputs, dy), run(torch_conv(borders([2]), False), inputs, dy)):
+    for got, want in zip(
+        run(partial(causal_conv1d, backend=backend), inputs, dy), run(torch_conv(borders([2]), False), inputs, dy)
+    ):
         assert error(got, want) < 1e-13
 
 
-def test_dense_batch_without_bias_and_activation():
+@on_cpu
+def test_dense_batch_without_bias_and_activation(backend):
     x, weight, _ = inputs_of(24, 4)
     rows = x.view(3, 8, 5)
     want = F.conv1d(F.pad(rows.transpose(1, 2), (3, 0)), weight[:, None], groups=5).transpose(1, 2)
-    assert error(causal_conv1d(rows, weight, activation=None), want) < 1e-13
+    assert error(causal_conv1d(rows, weight, activation=None, backend=backend), want) < 1e-13
 
 
-def test_neighbours_stay_bit_identical():
+@on_cpu
+def test_a_slice_of_columns_equals_a_tensor_of_its_own(backend):
+    cu, inputs = borders(LENGTHS), inputs_of(sum(LENGTHS), 4)
+    wide, dy = torch.cat([inputs[0], inputs[0]], 2), torch.randn_like(inputs[0])
+    op = partial(causal_conv1d, cu_seqlens=cu, backend=backend)
+    sliced = run(lambda x, *others: op(x[..., 3:8], *others), [wide.roll(-2, 2), *inputs[1:]], dy)
+    for got, want in zip((sliced[0], *sliced[2:]), (whole := run(op, inputs, dy))[:1] + whole[2:], strict=True):
+        assert torch.equal(got, want)
+
+
+def test_numba_gives_the_same_bits_whatever_the_number_of_threads():
+    if pytest.importorskip("numba").config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("this process may use one core only")
+    lengths = [700, *LENGTHS]
+    inputs, before, results = inputs_of(sum(lengths), 4), torch.get_num_threads(), []
+    op, dy = partial(causal_conv1d, cu_seqlens=borders(lengths), backend="numba"), torch.randn_like(inputs[0])
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(run(op, inputs, dy, torch.float32))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for pair in zip(*results))
+
+
+@on_cpu
+def test_neighbours_stay_bit_identical(backend):
     cu, inputs = borders(LENGTHS), [t.float() for t in inputs_of(sum(LENGTHS), 4)]
     mixed = [t.clone() for t in inputs]
     mixed[0][:, 15:46] = 7.0  # the sixth segment
-    before, after = (causal_conv1d(*i, cu_seqlens=cu) for i in (inputs, mixed))
+    before, after = (causal_conv1d(*i, cu_seqlens=cu, backend=backend) for i in (inputs, mixed))
     same = torch.ones(sum(LENGTHS), dtype=torch.bool)
     same[15:46] = False
     assert torch.equal(before[:, same], after[:, same])
@@ -73,7 +109,7 @@ def test_wrong_input_gets_a_sentence():
         ({"weight": weight[:3]}, "weight"),
         ({"activation": "relu"}, "silu"),
         ({"cu_seqlens": borders([4])}, r"\(1, 4"),
-        ({"backend": "cuda"}, "auto, torch, triton, causal_conv1d; got 'cuda'"),
+        ({"backend": "cuda"}, "auto, torch, triton, numba, causal_conv1d; got 'cuda'"),
     ):
         with pytest.raises(ValueError, match=sentence):
             causal_conv1d(**({"x": x, "weight": weight, "bias": bias} | change))

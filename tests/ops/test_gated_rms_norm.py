@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,6 +8,8 @@ from recbole_ssd.ops import gated_rms_norm as module
 from recbole_ssd.ops.gated_rms_norm import gated_rms_norm
 
 from .streams import error, run
+
+on_cpu = pytest.mark.parametrize("backend", ["torch", "numba"])
 
 
 def definition(y, z, weight, groups):
@@ -22,20 +26,32 @@ def inputs_of(tokens, channels):
 def test_equals_its_definition(monkeypatch, groups, block):
     monkeypatch.setattr(module, "BLOCK", block)
     inputs, dy = inputs_of(10, 12), torch.randn(10, 12, dtype=torch.float64)
-    ours = run(lambda *i: gated_rms_norm(*i, groups=groups), inputs, dy)
+    ours = run(lambda *i: gated_rms_norm(*i, groups=groups, backend="torch"), inputs, dy)
     for got, want in zip(ours, run(lambda *i: definition(*i, groups), inputs, dy)):
         assert error(got, want) < 1e-13
 
 
-def test_its_backward_is_the_derivative_of_its_forward():
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("tokens", [1, 10, 300, 1025])
+def test_numba_equals_its_definition(tokens, groups):
+    inputs, dy = inputs_of(tokens, 12), torch.randn(tokens, 12, dtype=torch.float64)
+    ours = run(lambda *i: gated_rms_norm(*i, groups=groups, backend="numba"), inputs, dy)
+    for got, want in zip(ours, run(lambda *i: definition(*i, groups), inputs, dy)):
+        assert error(got, want) < 1e-13
+
+
+@on_cpu
+def test_its_backward_is_the_derivative_of_its_forward(backend):
     inputs = [t.requires_grad_() for t in inputs_of(7, 6)]
-    assert torch.autograd.gradcheck(lambda *i: gated_rms_norm(*i, groups=2), inputs)
+    assert torch.autograd.gradcheck(lambda *i: gated_rms_norm(*i, groups=2, backend=backend), inputs)
 
 
-def test_the_gate_may_be_a_slice():
+@on_cpu
+def test_the_gate_may_be_a_slice(backend):
     (y, z, weight), dy = inputs_of(9, 8), torch.randn(9, 8, dtype=torch.float64)
-    wide = run(lambda y, z, weight: gated_rms_norm(y, torch.cat([y, z], 1)[:, 8:], weight), (y, z, weight), dy)
-    for got, want in zip(wide, run(gated_rms_norm, (y, z, weight), dy)):
+    op = partial(gated_rms_norm, backend=backend)
+    wide = run(lambda y, z, weight: op(y, torch.cat([y, z], 1)[:, 8:], weight), (y, z, weight), dy)
+    for got, want in zip(wide, run(op, (y, z, weight), dy)):
         assert error(got, want) < 1e-13
 
 
@@ -44,7 +60,7 @@ def test_wrong_input_gets_a_sentence():
     for error_, sentence, change in (
         (ValueError, r"\(4, 6\), \(4, 5\), \(6,\)", {"z": z[:, :5]}),
         (ValueError, "divide the 6 channels of y, got 4", {"groups": 4}),
-        (ValueError, "auto, torch, triton; got 'cuda'", {"backend": "cuda"}),
+        (ValueError, "auto, torch, triton, numba; got 'cuda'", {"backend": "cuda"}),
         (RuntimeError, "float32 or bfloat16, not in torch.float64", {"backend": "triton"}),
     ):
         with pytest.raises(error_, match=sentence):

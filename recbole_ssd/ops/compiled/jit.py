@@ -130,6 +130,16 @@ def over_blocks(parts: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(parts.numpy().sum(0)).to(dtype)
 
 
+def flat(x: Tensor) -> tuple[np.ndarray, int]:
+    """What x (T, c) spans in memory as one row of numbers, and how far apart in it two tokens are.
+
+    Loops over a piece of such a row become vectors; over a row of an array that is a slice of columns they do not.
+    """
+    x = x.detach() if x.stride(1) == 1 else x.detach().contiguous()
+    tokens, channels = x.shape
+    return x.as_strided((max(0, (tokens - 1) * x.stride(0) + channels),), (1,)).numpy(), x.stride(0)
+
+
 def exp(x: float) -> float:
     """The exponential, for kernels: math.exp, and for float32 a form of which a loop makes vectors.
 

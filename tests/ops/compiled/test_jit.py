@@ -93,9 +93,9 @@ def test_without_a_folder_to_write_to_kernels_are_not_kept_and_work_all_the_same
 def test_the_first_call_leaves_torch_its_number_of_threads():
     script = (
         "import torch\n"
-        "from recbole_ssd.ops.selective_scan import selective_scan\n"
-        "x, A = torch.ones(1, 9, 4), -torch.ones(4, 2)\n"
-        "selective_scan(x, x, A, x[..., :2], x[..., :2], backend='numba')\n"
+        "from recbole_ssd.ops.gated_rms_norm import gated_rms_norm\n"
+        "x = torch.ones(9, 4)\n"
+        "gated_rms_norm(x, x, x[0], backend='numba')\n"
         "print(torch.get_num_threads())"
     )
     assert output_of(script, OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="2") == "1\n"
