@@ -1,4 +1,4 @@
-"""How long a step of SSD takes on a CPU, as a multiple of what torch.mm needs for a fixed count of operations.
+"""How long a step of SSD takes on a CPU, with numba's kernels and in plain torch, as a multiple of what torch.mm needs for a fixed count of operations.
 
     OMP_WAIT_POLICY=passive python benchmarks/ssd.py [--rounds=40]
 
@@ -19,6 +19,7 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from record import SEED, save
@@ -35,6 +36,7 @@ SHAPES = {  # heads, head size, states, GFLOP of forward and backward with chunk
     "4 heads of 32, 32 states": (4, 32, 32, 0.62),
     "4 heads of 32, 64 states (the default)": (4, 32, 64, 0.87),  # the two counts above, split by their three products
 }
+BACKENDS = ("numba", "torch")
 NAMES = ("y", "dx", "ddt", "dA", "dB", "dC", "dD")
 WIDE = 1024  # rows and columns of torch.mm's matrices, as in `common.matmul_gflops`
 NARROW = (256, 32, 32, 256)  # the same for torch.bmm: matrices like those of the op
@@ -60,9 +62,9 @@ def inputs(heads: int, head_size: int, states: int) -> list[Tensor]:
     return [t.detach().requires_grad_() for t in (x, dt, A, B, C, torch.ones(heads))]
 
 
-def errors(leaves: list[Tensor], segments: Segments, dy: Tensor) -> dict[str, float]:
+def errors(op: Callable, leaves: list[Tensor], segments: Segments, dy: Tensor) -> dict[str, float]:
     """Largest error of the result and of every gradient, as a share of the largest entry, against float64."""
-    y = ssd(*leaves, cu_seqlens=segments, backend="torch")
+    y = op(*leaves, cu_seqlens=segments)
     found = {}
     for name, got, want in zip(NAMES, [y, *torch.autograd.grad(y, leaves, dy)], truth(leaves, segments, dy)):
         found[name] = ((got - want).abs().max() / want.abs().max()).item()
@@ -96,19 +98,19 @@ class Clock:
         return result
 
 
-def one_step(clock: Clock, leaves: list[Tensor], segments: Segments, dy: Tensor) -> None:
-    y = clock.time("forward", lambda: ssd(*leaves, cu_seqlens=segments, backend="torch"))
+def one_step(clock: Clock, op: Callable, leaves: list[Tensor], segments: Segments, dy: Tensor) -> None:
+    y = clock.time("forward", lambda: op(*leaves, cu_seqlens=segments))
     clock.time("backward", lambda: torch.autograd.grad(y, leaves, dy))
 
 
-def measure(leaves: list[Tensor], segments: Segments, dy: Tensor, gflop: float, rounds: int) -> dict:
+def measure(op: Callable, leaves: list[Tensor], segments: Segments, dy: Tensor, gflop: float, rounds: int) -> dict:
     """Medians over rounds, and the medians of the rounds' ratios to torch.mm's time for `gflop`."""
     wide, narrow = [torch.randn(WIDE, WIDE)] * 2, [torch.randn(NARROW[:3]), torch.randn(NARROW[0], *NARROW[2:])]
     for _ in range(3):
-        one_step(Clock(), leaves, segments, dy)
+        one_step(Clock(), op, leaves, segments, dy)
     clock = Clock()
     for _ in range(rounds):
-        one_step(clock, leaves, segments, dy)
+        one_step(clock, op, leaves, segments, dy)
         clock.time("mm", lambda: torch.mm(*wide))
         clock.time("bmm", lambda: torch.bmm(*narrow))
     figures = {}
@@ -126,12 +128,12 @@ def measure(leaves: list[Tensor], segments: Segments, dy: Tensor, gflop: float, 
     return figures
 
 
-def layout_ms(lengths: list[int], leaves: list[Tensor]) -> float:
+def layout_ms(op: Callable, lengths: list[int], leaves: list[Tensor]) -> float:
     """What the first call on a batch takes longer than the next one: the layout, which all layers share."""
     extra = []
     for _ in range(9):
         clock, segments = Clock(), Segments(torch.tensor([0, *lengths]).cumsum(0))
-        forward = functools.partial(ssd, *leaves, cu_seqlens=segments, backend="torch")
+        forward = functools.partial(op, *leaves, cu_seqlens=segments)
         with torch.no_grad():
             clock.time("first", forward)
             clock.time("next", forward)
@@ -149,14 +151,17 @@ def stream(sigma: float, rounds: int) -> dict:
         "tokens in segments of more than 64": sum(n for n in lengths if n > 64) / TOKENS,
     }
     for name, (heads, head_size, states, gflop) in SHAPES.items():
-        torch.set_num_threads(1)
         leaves, dy = inputs(heads, head_size, states), torch.randn(1, TOKENS, heads, head_size)
-        figures[name] = {"GFLOP": gflop, "error": errors(leaves, segments, dy)}
-        figures[name]["layout of a batch, ms"] = layout_ms(lengths, leaves)
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            figures[name][f"threads: {threads}"] = measure(leaves, segments, dy, gflop, rounds)
-        print(f"sigma {sigma}, {name}", json.dumps(figures[name], indent=1), flush=True)
+        figures[name] = {"GFLOP": gflop}
+        for backend in BACKENDS:
+            op = functools.partial(ssd, backend=backend)
+            torch.set_num_threads(1)
+            found = {"error": errors(op, leaves, segments, dy), "layout of a batch, ms": layout_ms(op, lengths, leaves)}
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                found[f"threads: {threads}"] = measure(op, leaves, segments, dy, gflop, rounds)
+            figures[name][backend] = found
+            print(f"sigma {sigma}, {name}, {backend}", json.dumps(found, indent=1), flush=True)
     return figures
 
 

@@ -160,19 +160,18 @@ def memory_sentence() -> str:
     )
 
 
-def cpu_kernels_sentence() -> str:
-    """numba's kernels beside plain torch, as benchmarks/scans.py measured them."""
-    record = json.loads((RESULTS / "scans.json").read_text(encoding="utf-8"))
-    ratios = {name: row for name, row in record.items() if isinstance(row, dict) and "first call, ms" in row}
-    shown = "; ".join(
-        f"`{name.replace(', ', '`, ', 1)} {row['threads: 1']['torch / numba']:.1f} and "
-        f"{row['threads: 2']['torch / numba']:.1f}"
-        for name, row in ratios.items()
-    )
+def cpu_kernels_table() -> str:
+    """numba's kernels beside plain torch, as benchmarks/cpu_kernels.py measured them."""
+    record = json.loads((RESULTS / "cpu_kernels.json").read_text(encoding="utf-8"))
+    rows = []
+    for name, row in record["ops"].items():
+        one, two = (row[f"threads: {threads}"] for threads in (1, 2))
+        ms = f"{one['numba, ms']:.1f} · {two['numba, ms']:.1f}"
+        rows.append([name, ms, *(f"{found['torch / numba']:.1f}" for found in (one, two))])
+    table = Table(["numba, on one thread · two", "ms", "torch's ms / numba's, one thread", "two"], rows).format("pipe")
     return (
-        "Forward and backward, numba's kernels are so many times as fast as plain torch, on one thread and on two: "
-        f"{shown} ({record['machine']['cpu']}; `{record['command']}`, commit {record['commit']}, data in "
-        "[benchmarks/results/scans.json](benchmarks/results/scans.json))."
+        f"{table}\n\nForward and backward of 4,096 tokens, {record['machine']['cpu']}; `{record['command']}`, commit "
+        f"{record['commit']}, data in [benchmarks/results/cpu_kernels.json](benchmarks/results/cpu_kernels.json)."
     )
 
 
@@ -195,7 +194,7 @@ PARTS = {
         speed_table,
         preparation_sentence,
         memory_sentence,
-        cpu_kernels_sentence,
+        cpu_kernels_table,
         results_table,
         explanation_sentence,
     )
