@@ -1,4 +1,4 @@
-"""How long a step of SSD takes on a CPU, with numba's kernels and in plain torch, as a multiple of what torch.mm needs for a fixed count of operations.
+"""How long a step of SSD takes on a CPU, in numba and in torch, as a multiple of torch.mm's time for a fixed count.
 
     OMP_WAIT_POLICY=passive python benchmarks/ssd.py [--rounds=40]
 
