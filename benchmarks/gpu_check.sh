@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# One visit to a bare CUDA machine with torch and triton: parity, speed, training. Run in the repository's root.
+#
+#   benchmarks/gpu_check.sh OUT [WHEELS]
+#
+# OUT gets the results, a log of each part, and Triton's cache (cache.tar.xz), which a later visit unpacks if it finds it
+# in OUT: compiling is most of the time. WHEELS: a folder of wheels that the machine lacks (benchmarks/README.md says
+# which). PARITY, SPEED and TRAINING set the minutes of the parts, COMMIT what is measured where git cannot tell.
+set -u
+out=$(mkdir -p "$1" && cd "$1" && pwd)
+export PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-/tmp/triton-of-gpu-check}
+mkdir -p "$TRITON_CACHE_DIR"
+[ -f "$out/cache.tar.xz" ] && tar xJf "$out/cache.tar.xz" -C "$TRITON_CACHE_DIR"
+if [ -n "${2:-}" ]; then
+  site=$(mktemp -d)
+  python3 -m pip install -q --no-index --no-deps --no-compile --target "$site" "$2"/*.whl || exit 1
+  export PYTHONPATH=$site
+fi
+part() {
+  timeout "$((60 * $2 + 60))" python3 benchmarks/gpu_check.py "$1" --minutes="$2" --results="$out" \
+    ${COMMIT:+--commit="$COMMIT"} >"$out/$1.log" 2>&1
+  echo "$1: $? after $SECONDS s"
+}
+part parity "${PARITY:-2}"
+part speed "${SPEED:-3}"
+part training "${TRAINING:-3}"
+# what a compiled kernel is made of on its way is not read again
+tar cJf "$out/cache.tar.xz" --exclude='*.tt*ir' --exclude='*.llir' --exclude='*.ptx' -C "$TRITON_CACHE_DIR" .
+python3 benchmarks/gpu_check.py tables --results="$out"
