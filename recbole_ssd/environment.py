@@ -65,12 +65,16 @@ def versions() -> dict:
 
 @cache
 def commit() -> str | None:
-    """The commit of the checkout that runs, with `+changes` where its files differ; None for an installed package."""
+    """The commit of the checkout that runs; None for an installed package.
+
+    With `+changes` where its files differ, those apart that change no number: texts and results.
+    """
     if shutil.which("git") is None:
         return None
     if not _git("ls-files", Path(__file__).name):  # a project that has us in its environment has a commit too
         return None
-    changes = "+changes" if _git("status", "--porcelain", "--untracked-files=no") else ""
+    counted = ":/", ":(top,exclude)*.md", ":(top,exclude)benchmarks/results"
+    changes = "+changes" if _git("status", "--porcelain", "--untracked-files=no", "--", *counted) else ""
     return _git("rev-parse", "--short", "HEAD") + changes
 
 

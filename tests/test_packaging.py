@@ -109,8 +109,14 @@ def test_the_commit_is_that_of_our_own_checkout(tmp_path, monkeypatch):
     git("commit", "-q", "-m", "mine")
     monkeypatch.setattr(environment, "__file__", str(place))
     assert environment.commit.__wrapped__() is None
-    git("add", "environment.py")
+    texts = [tmp_path / "README.md", tmp_path / "benchmarks" / "results" / "one.json"]
+    texts[1].parent.mkdir(parents=True)
+    for text in texts:
+        text.write_text("a text")
+    git("add", "environment.py", *texts)
     git("commit", "-q", "-m", "ours")
+    for text in texts:
+        text.write_text("changes no number")
     assert re.fullmatch("[0-9a-f]{7,}", environment.commit.__wrapped__())
     place.write_text("changed")
     assert environment.commit.__wrapped__().endswith("+changes")
