@@ -2,9 +2,9 @@
 
     loss = mean_i ( logsumexp_v(h[i] . W[v]) - h[i] . W[target[i]] )
 
-Exact, forward and backward. `torch` makes the logits in blocks of a set size; `triton` makes them in registers. Wijmans
-et al., "Cut Your Losses", https://arxiv.org/abs/2411.09009, is the plan of both. Label smoothing (Szegedy et al.,
-https://arxiv.org/abs/1512.00567, section 7) gives a share s of a target's weight to all items alike, which adds
+Exact, forward and backward. `torch` makes the logits in blocks of a set size, `numba` in tiles, `triton` in registers.
+Wijmans et al., "Cut Your Losses", https://arxiv.org/abs/2411.09009, is the plan of all. Label smoothing (Szegedy et
+al., https://arxiv.org/abs/1512.00567, section 7) gives a share s of a target's weight to all items alike, which adds
 
     s mean_i ( h[i] . W[target[i]] - h[i] . mean_v W[v] )
 
@@ -56,8 +56,8 @@ def linear_cross_entropy(
         seen: which items the N rows have seen; None: no logit gets a bias.
         seen_bias: (), added to the logits of those.
         backend: `torch` (any device), `triton` (CUDA, d up to 64, in bfloat16 up to 256, no `seen`), `numba` (our
-            kernels for CPUs, float32 products, some ten thousand items) or `auto`: on a GPU `triton`, on a CPU `numba`,
-            where they run, else `torch`.
+            kernels for CPUs, float32 products, up to 32,768 items; holds 16 MB a thread and 64 MB in all) or `auto`:
+            on a GPU `triton`, on a CPU `numba`, where they run, else `torch`.
 
     Returns:
         A scalar in the dtype of `hidden`, differentiable in `hidden`, `weight` and `seen_bias`.
@@ -140,8 +140,10 @@ def _check_seen(hidden, weight, seen, seen_bias, precision) -> None:
 
 
 def _numba_refusal(hidden: Tensor, weight: Tensor, budget_mb: float | None, precision: str) -> str | None:
-    if budget_mb is not None or precision != "float32":
-        return f"it has float32 products and blocks of its own, and precision is {precision}, budget_mb {budget_mb}"
+    if budget_mb is not None:
+        return f"it has blocks of its own, and budget_mb is {budget_mb}"
+    if precision != "float32":
+        return f"it has float32 products, and precision is '{precision}'"
     if reason := on_cpu.refusal(hidden):
         return reason
     from .compiled.cross_entropy import refusal

@@ -84,7 +84,7 @@ def _run(budget: int, hidden, weight, *others) -> Tensor:
 
 class LinearCrossEntropy(torch.autograd.Function):
     """The mean of the losses, of a `run(hidden, weight, target, grads, seen, seen_bias)` that makes both at once: it
-    gives the sum of the losses, float64, and adds the gradients of that sum to `grads`.
+    gives the sum of the losses, float64, and leaves the gradients of that sum in `grads`, which hold zeros.
     """
 
     @staticmethod

@@ -59,12 +59,17 @@ class Seen:
 
     def count(self) -> Tensor:
         """P, ()."""
-        low, high, _ = self.entries()
-        return (high - low).sum()
+        return (torch.searchsorted(self.token, self._end) - torch.searchsorted(self.token, self._begin)).sum()
 
-    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
-        """A row's items are item[low:high]: low, high (N,), item (E,)."""
-        return *(torch.searchsorted(self.token, border) for border in (self._begin, self._end)), self.item
+    def entries(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """low, high (tiles, N), item (E,): in tile k of `tiles(width)` row i has seen item[low[k, i] : high[k, i]]."""
+        tiles = self.tiles(width)
+        before = torch.tensor([0, *(len(tile.item) for tile in tiles)]).cumsum(0)[:-1, None]
+        low, high = (
+            torch.stack([torch.searchsorted(tile.token, border) for tile in tiles]) + before
+            for border in (self._begin, self._end)
+        )
+        return low, high, torch.cat([tile.item for tile in tiles])
 
     def places(self) -> Tensor:
         """Where in scores of all rows, (N, V), there is a pair, (P,): see `Tile.places`."""

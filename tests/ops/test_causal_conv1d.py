@@ -1,4 +1,5 @@
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,8 +9,8 @@ from recbole_ssd.ops.causal_conv1d import causal_conv1d
 
 from .streams import LENGTHS, ORDERS, borders, error, run
 
-ON_CPU = ("torch", "numba")
-on_cpu = pytest.mark.parametrize("backend", ON_CPU)
+with_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
+on_cpu = pytest.mark.parametrize("backend", ["torch", pytest.param("numba", marks=with_numba)])
 
 
 def inputs_of(length, width, channels=5):
@@ -47,6 +48,17 @@ def test_equals_torch_segment_by_segment(backend, lengths, width, reverse):
     ours = run(lambda *i: causal_conv1d(*i, cu_seqlens=cu, reverse=reverse, backend=backend), inputs, dy)
     for got, want in zip(ours, run(torch_conv(cu, reverse), inputs, dy)):
         assert error(got, want) < 1e-13
+
+
+@pytest.mark.parametrize("activation", ["silu", None])
+@on_cpu
+def test_float32_is_as_accurate_as_torchs_form(backend, activation):
+    cu, inputs = borders([700, *LENGTHS]), inputs_of(700 + sum(LENGTHS), 4)
+    dy = torch.randn_like(inputs[0])
+    form = lambda name: partial(causal_conv1d, cu_seqlens=cu, activation=activation, backend=name)  # noqa: E731
+    truth, plain = (run(form("torch"), inputs, dy, dtype) for dtype in (torch.float64, torch.float32))
+    for got, other, want in zip(run(form(backend), inputs, dy, torch.float32), plain, truth, strict=True):
+        assert error(got, want) <= max(2 * error(other, want), 5e-7)
 
 
 @on_cpu

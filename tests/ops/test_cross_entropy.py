@@ -67,13 +67,35 @@ def test_numba_gives_the_same_bits_whatever_the_number_of_threads():
     assert all(torch.equal(*pair) for pair in zip(*results))
 
 
+@forms
+def test_a_loss_that_is_no_number_is_told(form):
+    (hidden, weight), target = inputs_of()
+    hidden[3, 2] = float("nan")
+    assert linear_cross_entropy(hidden.float(), weight.float(), target, **form).isnan()
+
+
+@with_numba
+def test_little_memory_for_gradients_means_few_stripes(monkeypatch):
+    from recbole_ssd.ops.compiled import cross_entropy as module
+
+    monkeypatch.setattr(module, "MOST_GRADIENTS", 2 * 301 * 16)
+    monkeypatch.setattr(module, "LEAST", 1)
+    inputs, target = inputs_of(500)
+    for got, want in zip(run(ours(target, **NUMBA), inputs, ONE), run(plain(target), inputs, ONE)):
+        assert error(got, want) < 1e-12
+
+
 @with_numba
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"budget_mb": 1.0}, "blocks of its own"),
+        ({"budget_mb": 1.0}, "blocks of its own, and budget_mb is 1.0"),
         ({"precision": "bfloat16"}, "float32 products"),
-        ({"hidden": torch.zeros(2, 1), "weight": torch.zeros(40_000, 1)}, "room for 32,768 items"),
+        (
+            {"hidden": torch.zeros(2, 1), "weight": torch.zeros(40_000, 1)},
+            "room for 32,768 items .* these are 40,000 items of 1",
+        ),
+        ({"hidden": torch.zeros(2, 600), "weight": torch.zeros(10_000, 600)}, "4,194,304 weights"),
     ],
 )
 def test_numba_says_why_it_cannot(change, message):
@@ -99,9 +121,10 @@ def test_label_smoothing_is_a_share(smoothing):
 
 
 @forms
+@pytest.mark.parametrize("items", [301, 1300])
 @pytest.mark.parametrize("scale", [1, 15, 60])  # logits up to 20, 200 and 1,000: float32's exp ends at 88
-def test_float32_is_as_accurate_as_torch(form, scale):
-    inputs, target = inputs_of(targets=500, scale=scale)
+def test_float32_is_as_accurate_as_torch(form, scale, items):
+    inputs, target = inputs_of(targets=500, items=items, scale=scale)
     truth, theirs = run(plain(target), inputs, ONE), run(plain(target), inputs, ONE, torch.float32)
     for got, other, want in zip(run(ours(target, **form), inputs, ONE, torch.float32), theirs, truth):
         assert error(got, want) <= max(2 * error(other, want), 1e-6)
@@ -109,8 +132,9 @@ def test_float32_is_as_accurate_as_torch(form, scale):
 
 @pytest.mark.parametrize("offset", [-200, 200])
 @forms
-def test_logits_far_from_zero_neither_overflow_nor_vanish(form, offset):
-    (hidden, weight), target = inputs_of(scale=0.3)
+@pytest.mark.parametrize("items", [301, 1300])
+def test_logits_far_from_zero_neither_overflow_nor_vanish(form, offset, items):
+    (hidden, weight), target = inputs_of(items=items, scale=0.3)
     hidden[40:, 0], weight[:, 0] = offset, 1  # from the 41st target on; those before stay as they are
     truth = run(plain(target), [hidden, weight], ONE)
     for got, want in zip(run(ours(target, **form), [hidden, weight], ONE, torch.float32), truth):
@@ -228,7 +252,7 @@ def seen_by(lengths, items, whole=False):
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("form", [ROWS, {"budget_mb": 0.02}, TILES, by_numba])
-@pytest.mark.parametrize("items, bias", [(301, -1.5), (7, 0.7), (301, 400.0)])
+@pytest.mark.parametrize("items, bias", [(301, -1.5), (7, 0.7), (301, 400.0), (1300, -1.5), (1300, 400.0)])
 def test_what_was_seen_gets_the_bias(form, items, bias, whole, smoothing):
     lengths = [1, 64, 2, 3, 290, 5]
     seen, mask = seen_by(lengths, items, whole)

@@ -1,4 +1,5 @@
 from functools import partial
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from recbole_ssd.ops.gated_rms_norm import gated_rms_norm
 
 from .streams import error, run
 
-on_cpu = pytest.mark.parametrize("backend", ["torch", "numba"])
+with_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
+on_cpu = pytest.mark.parametrize("backend", ["torch", pytest.param("numba", marks=with_numba)])
 
 
 def definition(y, z, weight, groups):
@@ -31,6 +33,7 @@ def test_equals_its_definition(monkeypatch, groups, block):
         assert error(got, want) < 1e-13
 
 
+@with_numba
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("tokens", [1, 10, 300, 1025])
 def test_numba_equals_its_definition(tokens, groups):
@@ -38,6 +41,22 @@ def test_numba_equals_its_definition(tokens, groups):
     ours = run(lambda *i: gated_rms_norm(*i, groups=groups, backend="numba"), inputs, dy)
     for got, want in zip(ours, run(lambda *i: definition(*i, groups), inputs, dy)):
         assert error(got, want) < 1e-13
+
+
+@with_numba
+def test_numba_is_as_accurate_as_torch_in_float32_whatever_the_number_of_threads():
+    inputs, dy, before = inputs_of(700, 12), torch.randn(700, 12, dtype=torch.float64), torch.get_num_threads()
+    truth = run(lambda *i: definition(*i, 3), inputs, dy)
+    plain, results = run(partial(gated_rms_norm, groups=3, backend="torch"), inputs, dy, torch.float32), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(run(partial(gated_rms_norm, groups=3, backend="numba"), inputs, dy, torch.float32))
+    finally:
+        torch.set_num_threads(before)
+    for got, again, other, want in zip(*results, plain, truth, strict=True):
+        assert torch.equal(got, again)
+        assert error(got, want) <= max(2 * error(other, want), 5e-7)
 
 
 @on_cpu

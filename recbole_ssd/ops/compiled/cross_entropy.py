@@ -1,14 +1,14 @@
-"""The loss of `ops.cross_entropy` for CPUs: logits that stay in a core's cache through exp, sum and three products.
+"""The loss of `ops.cross_entropy` for CPUs: tiles of logits that are worked on while a core has them in its cache.
 
     p[i, v] = exp(l[i, v]) / total[i],    l = h @ W.T,    total[i] = sum_v exp(l[i, v])
     dh = (p - onehot(target)) @ W,        dW = (p - onehot(target)).T @ h
 
-A thread takes ROWS rows, makes their logits tile by tile, takes exp and sums while a tile is in the cache, and when all
-totals are known goes over the tiles again for the gradients. Nothing is subtracted before exp unless a total comes near
-float32's ends, as in `cross_entropy_torch`.
+A thread takes some rows, at most ROWS, and makes their logits tile by tile; a tile becomes its exponentials and their
+sums before the next is made. When all totals are known it goes over the tiles again for both gradients. Nothing is
+subtracted before exp unless a total comes near float32's ends, as in `cross_entropy_torch`.
 
 The rows are cut into stripes, as many as memory allows gradients of W for, whatever the number of threads; those are
-summed in the end, so that threads change no bit.
+summed in the end, so that threads change no bit. At most 16 MB of logits a thread and 64 MB of gradients are held.
 
 Shape letters:    N targets    d model size    V items    s stripes    E entries of what was seen (`ops/seen.py`)
 """
@@ -29,13 +29,15 @@ from .matrices import add, clear, multiply
 
 ROWS, COLUMNS = 128, 512  # of a tile: a quarter of a megabyte in float32
 MOST_LOGITS = 2**22  # of ROWS rows: what a thread holds
-STRIPES, MOST_GRADIENTS = 16, 2**24  # numbers in all stripes' gradients of W
+MOST_GRADIENTS = 2**24  # numbers in all stripes' gradients of W
+STRIPES, LEAST, NARROWEST = 16, 4, 32  # stripes at most, and room for so many, or threads have no work; rows of one
 
 
 def refusal(weight: Tensor) -> str | None:
     """Why this catalogue is too large, None if it is not."""
-    if len(weight) * ROWS > MOST_LOGITS or weight.numel() > MOST_GRADIENTS:
-        return f"its blocks have room for {MOST_LOGITS // ROWS:,} items and {MOST_GRADIENTS:,} weights"
+    if len(weight) * ROWS > MOST_LOGITS or weight.numel() * LEAST > MOST_GRADIENTS:
+        room = f"{MOST_LOGITS // ROWS:,} items and {MOST_GRADIENTS // LEAST:,} weights"
+        return f"its blocks have room for {room}, and these are {len(weight):,} items of {weight.shape[1]:,}"
     return None
 
 
@@ -48,21 +50,23 @@ def linear_cross_entropy_numba(
 
 def _run(hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias: Tensor | None) -> Tensor:
     """The sum of the losses; its gradients are put into `grads`."""
-    target = target[:, 0]
-    stripes = max(1, min(STRIPES, len(target) // ROWS, MOST_GRADIENTS // weight.numel()))
+    stripes = max(1, min(STRIPES, len(target) // NARROWEST, MOST_GRADIENTS // weight.numel()))
     borders = np.linspace(0, len(target), stripes + 1).astype(np.int64)
     wanted = any(grad is not None for grad in grads)
     dhidden = hidden.new_empty(len(hidden) if wanted else 0, hidden.shape[1])
-    dweight = weight.new_empty(stripes if wanted else 0, *weight.shape)
+    dweight = weight.new_empty(0 if grads.weight is None else stripes, *weight.shape)
     sums = hidden.new_zeros(2, stripes, dtype=torch.float64)  # of the losses, and of the gradient of the bias
-    low, high, item = (target[:0],) * 3 if seen is None else seen.entries()
+    entries = (target[:0],) * 2 + (target[:0, 0],) if seen is None else seen.entries(COLUMNS)
     bias = hidden.new_zeros(1) if seen is None else seen_bias.to(hidden.dtype).view(1)
-    inputs = (t.contiguous() for t in (hidden, weight, target, low, high, item, bias))
+    inputs = (t.contiguous() for t in (hidden, weight, target[:, 0], *entries, bias))
     launch(_forward, *inputs, borders, dhidden, dweight, sums)
     loss, dbias = sums.sum(1)
-    for grad, made in zip(grads, (dhidden, over_blocks(dweight, weight.dtype), dbias)):
-        if grad is not None:
-            grad.copy_(made)
+    if grads.hidden is not None:
+        grads.hidden.copy_(dhidden)
+    if grads.weight is not None:
+        grads.weight.copy_(over_blocks(dweight, weight.dtype))
+    if grads.bias is not None:
+        grads.bias.copy_(dbias)
     return loss
 
 
@@ -78,25 +82,26 @@ def _forward(hidden, weight, target, low, high, item, bias, borders, dhidden, dw
 def _stripe(s, rows, hidden, weight, target, low, high, item, bias, dhidden, dweight):
     """The losses of a stripe and the gradient of the bias; its rows of dhidden and its dweight are written."""
     items, d = weight.shape
-    buffer, shift = np.empty(ROWS * items, hidden.dtype), np.empty(ROWS, hidden.dtype)
-    total, found = np.empty(ROWS), np.empty(ROWS)
-    product = np.empty((max(ROWS, COLUMNS), d), hidden.dtype)
+    blocks = (rows[1] - rows[0] + ROWS - 1) // ROWS
+    count = (rows[1] - rows[0] + blocks - 1) // blocks  # rows of a block: all alike
+    buffer, shift = np.empty(count * items, hidden.dtype), np.empty(count, hidden.dtype)
+    total, found = np.empty(count), np.empty(count)
+    product = np.empty((max(count, COLUMNS), d), hidden.dtype)
     loss, dbias = 0.0, 0.0
-    for begin in range(rows[0], rows[1], ROWS):
-        end = min(begin + ROWS, rows[1])
-        here, goal = hidden[begin:end], target[begin:end]
-        for i in range(ROWS):
+    for begin in range(rows[0], rows[1], count):
+        end = min(begin + count, rows[1])
+        here, goal, seen = hidden[begin:end], target[begin:end], (low, high, item, bias, begin)
+        for i in range(count):
             shift[i] = 0
-        seen = low[begin:end], high[begin:end], item, bias
         _exponentials(here, weight, goal, seen, shift, buffer, total, found)
         if not _fit(total[: end - begin]):
             _largest(here, weight, seen, shift, buffer)
             _exponentials(here, weight, goal, seen, shift, buffer, total, found)
         for i in range(end - begin):
             loss += math.log(total[i]) - found[i]
-        if len(dweight):
-            out, first = (dhidden[begin:end], dweight[s], product), begin == rows[0]
-            dbias += _gradients(here, weight, goal, seen, buffer, total, out, first)
+        if len(dhidden):
+            out = dhidden[begin:end], dweight[s] if len(dweight) else product[:0], product
+            dbias += _gradients(here, weight, goal, seen, buffer, total, out, begin == rows[0])
     return loss, dbias
 
 
@@ -118,11 +123,11 @@ def _tile(buffer, left, right, count):
 def _logits(hidden, weight, seen, left, right, tile):
     """h W^T, and the bias where a row has seen an item."""
     multiply(hidden, weight[left:right].T, tile)
-    low, high, item, bias = seen
-    for i in range(len(low)):
-        for e in range(low[i], high[i]):
-            if left <= item[e] < right:
-                tile[i, item[e] - left] += bias
+    low, high, item, bias, begin = seen
+    if len(item):
+        for i in range(len(hidden)):
+            for e in range(low[left // COLUMNS, begin + i], high[left // COLUMNS, begin + i]):
+                tile[i, item[e]] += bias
 
 
 @kernel
@@ -167,7 +172,7 @@ def _largest(hidden, weight, seen, shift, buffer):
 @kernel
 def _gradients(hidden, weight, target, seen, buffer, total, out, first):
     """dhidden, dweight (`first`: nothing is in it yet) and the gradient of the bias, from the exponentials."""
-    (low, high, item, _), (dhidden, dweight, product) = seen, out
+    (low, high, item, _, begin), (dhidden, dweight, product) = seen, out
     clear(dhidden)
     scaled, dbias = np.empty_like(hidden), 0.0
     for i in range(len(hidden)):
@@ -179,15 +184,15 @@ def _gradients(hidden, weight, target, seen, buffer, total, out, first):
         for i in range(len(hidden)):
             if left <= target[i] < right:
                 tile[i, target[i] - left] -= total[i]  # now it holds total times the gradient of the logits
-        for i in range(len(low)):
-            for e in range(low[i], high[i]):
-                if left <= item[e] < right:
-                    dbias += tile[i, item[e] - left] / total[i]
+        if len(item):
+            for i in range(len(hidden)):
+                for e in range(low[left // COLUMNS, begin + i], high[left // COLUMNS, begin + i]):
+                    dbias += tile[i, item[e]] / total[i]
         multiply(tile, weight[left:right], product[: len(hidden)])
         add(product[: len(hidden)], dhidden)
-        if first:
+        if first and len(dweight):
             multiply(tile.T, scaled, dweight[left:right])
-        else:
+        elif len(dweight):
             multiply(tile.T, scaled, product[: right - left])
             add(product[: right - left], dweight[left:right])
     for i in range(len(hidden)):

@@ -99,11 +99,12 @@ def launch(kernel, *arguments) -> None:
     _forget_stale()
     arrays = [t.detach().numpy() if isinstance(t, Tensor) else t for t in arguments]
     threads = torch.get_num_threads()
-    with _one_at_a_time, _blas().limit(limits=1):
+    with _one_at_a_time:
         numba.set_num_threads(_threads())
         if torch.get_num_threads() != threads:  # numba's OpenMP layer, when it starts, sets the number for both
             torch.set_num_threads(threads)
-        kernel(*arrays)
+        with _blas().limit(limits=1):  # not before: a BLAS with OpenMP shares torch's number of threads
+            kernel(*arrays)
 
 
 @cache

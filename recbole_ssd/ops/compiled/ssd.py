@@ -12,11 +12,13 @@ and never divided by, so steep ones are as exact as gentle ones. The backward mi
     dS = L0[q] Z  +  C^T (L0 dy)                                  dB = (dM * L)^T C  +  (R u) Z^T
 
 The gradient of log a[t] is what flows over the border before t: from every j < t to every i >= t within the chunk, from
-S to the tokens from t on, from those before t to S', and from S to S'. Nothing else is summed, so nothing cancels.
+S to the tokens from t on, from those before t to S', and from S to S'. Sums over all tokens before t or from t on are
+float64: where one is the whole less the other part, the same numbers are added and subtracted.
 
 Every segment is worked on alone, and a product's shape does not depend on how full the chunk is: neither a neighbour
-nor a token's future reaches a result, not even through the kernel that BLAS chooses. (A segment of up to SHORT tokens
-takes half a chunk.) numba calls SciPy's BLAS: at these sizes 100 GFLOP/s on a core that does 55 to 75 in torch.bmm.
+nor a token's future reaches a result, not even through the kernel that BLAS chooses. (But a segment of up to SHORT
+tokens takes half a chunk, whose products BLAS might round in another way.) numba calls SciPy's BLAS: at these sizes
+100 GFLOP/s on a core that does 55 to 75 in torch.bmm.
 
 Dao and Gu, ICML 2024, https://arxiv.org/abs/2405.21060, section 6, has the chunks; the schedule is ours.
 
@@ -63,7 +65,8 @@ class _SSD(torch.autograd.Function):
     def backward(ctx, dy):
         *inputs, states = ctx.saved_tensors
         work = Work.of(ctx.segments)
-        dx, ddt, A, dB, dC, D = map(torch.empty_like, inputs)
+        x, dt, A, B, C, D = inputs
+        dx, ddt, dB, dC = map(torch.empty_like, (x, dt, B, C))
         dA, dD = (t.new_zeros(work.n_blocks, *t.shape, dtype=torch.float64) for t in (A, D))  # (b, ...)
         launch(backward, *inputs, states, dy.contiguous(), dx, ddt, dA, dB, dC, dD, *work.arrays)
         return dx, ddt, over_blocks(dA, A.dtype), dB, dC, over_blocks(dD, D.dtype), None, None

@@ -76,7 +76,7 @@ def _head(place, head, inputs, shared, outputs, squares, rows, others):
         multiply(u, Z.T, part)
         add(part, dBs)
     if first > begin:
-        S, over = states[state_row(begin, first), head], decays[1, len(u) - 1]  # 0 in the last chunk, as Z is
+        S, over = states[state_row(begin, first), head], decays[1, len(u) - 1]  # in the last chunk Z is 0
         flow[len(u)] += over * _inner(S, Z)
         scale(decays[1], dout)
         multiply(dout, S.T, part)

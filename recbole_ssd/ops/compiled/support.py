@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-NEEDED = ("numba", "scipy", "threadpoolctl")  # SciPy for its BLAS, which threadpoolctl keeps to one thread
+# SciPy for its BLAS, which threadpoolctl keeps to one thread
+NEEDED = ("numba", "scipy.linalg.cython_blas", "threadpoolctl")
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -23,12 +25,13 @@ def refusal(x: Tensor) -> str | None:
 
 @cache
 def _missing() -> str | None:
-    """Why numba cannot be had, or None. Imported on the first call: it takes a second."""
+    """Why what the kernels need cannot be had, or None. Imported on the first call: it takes a second."""
     for name in NEEDED:
-        if find_spec(name) is None:
-            return f"the package '{name}' is not installed (pip install {name})"
-    try:
-        import numba  # noqa: F401
-    except ImportError as error:  # it refuses a NumPy that is newer than it knows
-        return f"importing numba fails: {error}"
+        package = name.partition(".")[0]
+        if find_spec(package) is None:
+            return f"the package '{package}' is not installed (pip install {package})"
+        try:
+            import_module(name)
+        except ImportError as error:  # numba and SciPy refuse a NumPy that is newer than they know
+            return f"importing {package} fails: {error}"
     return None
