@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 LENGTHS = (1, 2, 3, 4, 5, 31, 32, 33, 63, 64, 65, 200)
@@ -37,6 +38,20 @@ def run(op, inputs, dy, dtype=torch.float64):
     y.backward(dy.to(dtype))
     grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]  # one token: A has no part in it
     return [y.detach().double()] + [grad.double() for grad in grads]
+
+
+def assert_threads_change_no_bit(op, inputs, dy):
+    """numba's kernels give the same in float32 on one thread and on two."""
+    if pytest.importorskip("numba").config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("this process may use one core only")
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(run(op, inputs, dy, torch.float32))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
 
 
 def run_alone(op, inputs, dy, cu):

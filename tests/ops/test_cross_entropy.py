@@ -8,7 +8,7 @@ from recbole_ssd.ops.cross_entropy import linear_cross_entropy
 from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.seen import Seen
 
-from .streams import error, run
+from .streams import assert_threads_change_no_bit, error, run
 
 ROWS, TILES = {"budget_mb": 1.0}, {"budget_mb": 0.004}  # for the inputs below: blocks of whole rows, and tiles
 NUMBA = {"backend": "numba"}
@@ -55,16 +55,8 @@ def test_numba_equals_torch(targets, items):
 
 
 def test_numba_gives_the_same_bits_whatever_the_number_of_threads():
-    if pytest.importorskip("numba").config.NUMBA_NUM_THREADS < 2:
-        pytest.skip("this process may use one core only")
-    (inputs, target), before, results = inputs_of(1000, 1300), torch.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(run(ours(target, **NUMBA), inputs, ONE, torch.float32))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(*pair) for pair in zip(*results))
+    inputs, target = inputs_of(1000, 1300)
+    assert_threads_change_no_bit(ours(target, **NUMBA), inputs, ONE)
 
 
 @forms

@@ -5,7 +5,7 @@ from recbole_ssd.ops.causal_conv1d import causal_conv1d
 from recbole_ssd.ops.readout import prefix_readout
 from recbole_ssd.ops.ssd import ssd
 
-from .streams import borders, error, run
+from .streams import assert_threads_change_no_bit, borders, error, run
 
 LENGTHS = (1, 2, 3, 4, 5, 9, 1, 17, 70)
 TOTAL = sum(LENGTHS)
@@ -82,15 +82,8 @@ def test_numba_takes_D_by_channel_too():
 
 def test_threads_change_no_bit_of_numba():
     lengths = (300, 7, 280, 260, 1, 500)
-    inputs, threads = [t.float() for t in inputs_of(4, 1, sum(lengths))], torch.get_num_threads()
-    dy, results = torch.randn(sum(lengths), HEADS, HEADDIM), []
-    try:
-        for number in (1, 2):
-            torch.set_num_threads(number)
-            results.append(run(readout(1, lengths, "numba"), inputs, dy, torch.float32))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+    dy = torch.randn(sum(lengths), HEADS, HEADDIM)
+    assert_threads_change_no_bit(readout(1, lengths, "numba"), inputs_of(4, 1, sum(lengths)), dy)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

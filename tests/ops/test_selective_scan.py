@@ -11,7 +11,7 @@ from recbole_ssd.ops import selective_scan as door
 from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.selective_scan import selective_scan
 
-from .streams import LENGTHS, ORDERS, borders, error, run, run_alone
+from .streams import LENGTHS, ORDERS, assert_threads_change_no_bit, borders, error, run, run_alone
 
 GENTLE, STEEP = {}, {"dt_max": 20.0}
 PER_TOKEN = (0, 1, 3, 4)  # x, dt, B, C
@@ -191,18 +191,9 @@ def test_gradients_are_deterministic_and_no_scratch_is_read_before_it_is_written
 
 
 def test_numba_gives_the_same_bits_whatever_the_number_of_threads():
-    if pytest.importorskip("numba").config.NUMBA_NUM_THREADS < 2:
-        pytest.skip("this process may use one core only")
     lengths = [700, *ORDERS["mixed"], 300, 5]
-    tensors, before = inputs(sum(lengths), channels=20), torch.get_num_threads()
-    dy, results = torch.randn_like(tensors[0]), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(run(backend("numba", borders(lengths)), tensors, dy, torch.float32))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(*pair) for pair in zip(*results))
+    tensors = inputs(sum(lengths), channels=20)
+    assert_threads_change_no_bit(backend("numba", borders(lengths)), tensors, torch.randn_like(tensors[0]))
 
 
 def test_numba_sums_a_long_stream_as_exactly_as_a_short_one():

@@ -5,7 +5,7 @@ from recbole_ssd.ops import ssd_torch
 from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.ssd import ssd
 
-from .streams import LENGTHS, ORDERS, borders, error, run, run_alone, ssd_inputs
+from .streams import LENGTHS, ORDERS, assert_threads_change_no_bit, borders, error, run, run_alone, ssd_inputs
 
 SHAPES = {"one group": {}, "two groups": {"groups": 2}, "a group a head": {"groups": 4}}
 ON_CPU = ("torch", "numba")
@@ -126,18 +126,9 @@ def test_second_backward_repeats_the_first(name, shape):
 
 
 def test_numba_gives_the_same_bits_whatever_the_number_of_threads():
-    if pytest.importorskip("numba").config.NUMBA_NUM_THREADS < 2:
-        pytest.skip("this process may use one core only")
     lengths = [700, *ORDERS["mixed"], 300, 5]
-    inputs, before = ssd_inputs(sum(lengths), groups=2), torch.get_num_threads()
-    dy, results = torch.randn_like(inputs[0]), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(run(backend("numba", borders(lengths)), inputs, dy, torch.float32))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(*pair) for pair in zip(*results))
+    inputs = ssd_inputs(sum(lengths), groups=2)
+    assert_threads_change_no_bit(backend("numba", borders(lengths)), inputs, torch.randn_like(inputs[0]))
 
 
 def test_columns_of_one_tensor_equal_separate_tensors(name):

@@ -31,19 +31,7 @@ FEW = 32  # tokens that are summed up before their sum goes into a block's, whic
 def causal_conv1d_numba(
     x: Tensor, weight: Tensor, bias: Tensor | None, segments: Segments, reverse: bool, silu: bool
 ) -> Tensor:
-    """The convolution of a stream.
-
-    Args:
-        x: (T, c), float32 or float64; may be a slice of the columns of a wider tensor, which is not copied.
-        weight: (c, K); weight[:, K-1] meets the token itself.
-        bias: (c,) or None.
-        segments: the borders.
-        reverse: True looks at the tokens that follow instead of those before.
-        silu: False leaves the activation out.
-
-    Returns:
-        (T, c) in the dtype of x.
-    """
+    """See `ops.causal_conv1d.causal_conv1d`; x is (T, c), float32 or float64, and a slice of columns is not copied."""
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     return _CausalConv.apply(x, weight, bias, segments, reverse, silu)
 
