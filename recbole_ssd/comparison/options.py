@@ -6,7 +6,8 @@ A config file may hold `models`, a section for each row of the table:
       SSD4Rec: {dropout_prob: 0.1}                      # a model's name
       forward only: {model: SSD4Rec, bidirectional: none}   # any label, with the model in its section
 
-Later wins: the files' settings for all, a model's section, the command line.
+Later wins: the files' settings for all, a model's section, the command line. Of the comparison's own keys a section may
+hold `seeds`: a slow model gets fewer.
 """
 
 from __future__ import annotations
@@ -69,9 +70,15 @@ KEYS = (*(field.name for field in fields(Options)), "models")
 
 
 class ModelSettings(dict):
-    """The settings of one row of the table, which tell the config whose they are."""
+    """The settings of one row of the table.
+
+    Attributes:
+        source: tells the config whose they are.
+        seeds: runs of this model; None: as many as of the others.
+    """
 
     source = ""
+    seeds: int | None = None
 
 
 def is_comparison(settings: dict, files: list) -> bool:
@@ -112,10 +119,12 @@ def read_options(settings: dict, files: list, default_model: str, default_datase
     labels = _labels(both.get("model"), sections, default_model)
     models = {}
     for label in labels:
-        models[label] = ModelSettings(
-            {"model": label, "dataset": default_dataset, **shared, **sections.get(label, {}), **line}
-        )
+        section = dict(sections.get(label, {}))
+        own = Options(seeds=section.pop("seeds")).seeds if "seeds" in section else None
+        models[label] = ModelSettings({"model": label, "dataset": default_dataset, **shared, **section, **line})
         models[label].source = f"the settings of {label}"
+        if "seeds" not in settings:
+            models[label].seeds = own
     if len({settings["dataset"] for settings in models.values()}) > 1:
         raise ValueError("models are compared on one data set: take 'dataset' out of the sections of 'models'")
     unused = [label for label in sections if label not in models]

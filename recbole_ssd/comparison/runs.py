@@ -100,13 +100,15 @@ def plan_runs(models: dict, seeds: int) -> list[Run]:
     So the table fills evenly, and a comparison that is stopped early has all models in it.
 
     Args:
-        models: settings by label.
+        models: settings by label; a `ModelSettings` may have a number of seeds of its own.
         seeds: how many.
 
     Raises:
         ValueError: if settings cannot be used, or two rows ask for the same run.
     """
-    runs = [make_run(label, settings, number) for number in range(seeds) for label, settings in models.items()]
+    wanted = {label: getattr(settings, "seeds", None) or seeds for label, settings in models.items()}
+    turns = [(number, label) for number in range(max(wanted.values())) for label in models if number < wanted[label]]
+    runs = [make_run(label, models[label], number) for number, label in turns]
     first = {}
     for run in runs:
         other = first.setdefault(run.identity, run)

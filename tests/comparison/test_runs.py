@@ -108,6 +108,17 @@ def test_seeds_come_in_rounds_over_the_models():
     assert [run.settings["seed"] for run in runs] == [7, 7, 8, 8]
 
 
+def test_a_slow_model_may_have_fewer_seeds(run_folder):
+    Path("a.yaml").write_text("seeds: 3\nmodels: {GRU4Rec: {}, SASRec: {seeds: 1}}\n")
+    options, models, _ = options_of({}, ["a.yaml"])
+    assert [run.label for run in plan_runs(models, options.seeds)] == ["GRU4Rec", "SASRec", "GRU4Rec", "GRU4Rec"]
+    options, models, _ = options_of({"seeds": "2"}, ["a.yaml"])  # the command line wins
+    assert [run.label for run in plan_runs(models, options.seeds)] == ["GRU4Rec", "SASRec"] * 2
+    Path("a.yaml").write_text("models: {SASRec: {seeds: many}}\n")
+    with pytest.raises(ValueError, match="'seeds' should be a whole number, 1 or more, it is 'many'"):
+        options_of({}, ["a.yaml"])
+
+
 def test_two_labels_of_one_run_are_refused(run_folder):
     Path("a.yaml").write_text("models: {a: {model: GRU4Rec, epochs: 1}, b: {model: GRU4Rec, epochs: 2}}\n")
     assert len(plan_runs(options_of({}, ["a.yaml"])[1], 1)) == 2
