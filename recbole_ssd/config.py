@@ -17,7 +17,7 @@ from recbole.utils import InputType
 from recbole_ssd import compat, config_checks
 from recbole_ssd.contradictions import check_together
 from recbole_ssd.model_lookup import check_model, get_model
-from recbole_ssd.settings import listed_keys, model_file, own_files, parse_value, read_yaml, recbole_files
+from recbole_ssd.settings import Loader, listed_keys, model_file, own_files, parse_value, read_yaml, recbole_files
 
 
 class Config(RecBoleConfig):
@@ -81,6 +81,9 @@ class Config(RecBoleConfig):
         """Instead of RecBole's, which asks numpy 2 for names that it no longer has."""
         compat.apply()
 
+    def _build_yaml_loader(self):
+        return Loader
+
     def _init_parameters_category(self):
         super()._init_parameters_category()
         # Copies: RecBole appends a data set's keys to its own module's lists.
@@ -91,7 +94,7 @@ class Config(RecBoleConfig):
             raise ValueError(f"config_file_list should be a list of files, it is '{file_list}'")
         settings = {}
         for file in file_list or []:
-            content = read_yaml(file, self.yaml_loader)
+            content = read_yaml(file)
             self._sources.update(dict.fromkeys(content, f"config file '{file}'"))
             settings.update(content)
         self._user_files = list(file_list or [])
@@ -126,7 +129,7 @@ class Config(RecBoleConfig):
         super()._load_internal_config_dict(model, model_class, dataset)
         ours = own_files(model_class, dataset)
         for file in ours:
-            self.internal_config_dict.update(read_yaml(file, self.yaml_loader))
+            self.internal_config_dict.update(read_yaml(file))
         self.files_read = [*recbole_files(model, dataset), *ours, *self._user_files]
 
     def _get_final_config_dict(self):

@@ -307,6 +307,14 @@ def test_lists_of_recbole_stay_as_they_are():
     assert dataset_arguments == before and known_keys() >= set(before)
 
 
+def test_rules_of_yaml_do_not_pile_up(tmp_path):
+    rules = [len(rules) for rules in yaml.FullLoader.yaml_implicit_resolvers.values()]
+    (tmp_path / "rate.yaml").write_text("learning_rate: 3e-3\n")
+    config = Config(**BUILTIN, config_file_list=[str(tmp_path / "rate.yaml")])
+    assert config["learning_rate"] == 0.003
+    assert [len(rules) for rules in yaml.FullLoader.yaml_implicit_resolvers.values()] == rules
+
+
 def test_leaves_cuda_visible_devices_alone(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     Config(**BUILTIN, config_dict={"gpu_id": "0" if not torch.cuda.is_available() else ""})
