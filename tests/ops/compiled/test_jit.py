@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numba import njit
 
 from recbole_ssd.ops.compiled import jit, support
-from recbole_ssd.ops.compiled.jit import BLOCK, Work, exp, kernel, sigmoid
+from recbole_ssd.ops.compiled.jit import BLOCK, OPTIONS, Work, exp, sigmoid
 
 
 def output_of(script: str, **environment: str) -> str:
@@ -16,7 +17,7 @@ def output_of(script: str, **environment: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment).stdout
 
 
-@kernel
+@njit(**OPTIONS)
 def exp_and_sigmoid(x, e, s):
     for i in range(len(x)):
         e[i] = exp(x[i])
@@ -56,7 +57,7 @@ def test_work_is_every_segment_once_and_its_blocks_do_not_depend_on_threads(leng
 
 
 def test_kernels_older_than_what_they_call_are_forgotten(tmp_path, monkeypatch):
-    cache = tmp_path / "__pycache__"
+    cache = tmp_path / "kept"  # wherever numba keeps them
     cache.mkdir()
     for name, seconds in (("old.nbi", 1), ("new.nbi", 3), ("old.pyc", 1)):
         (cache / name).touch()
@@ -64,7 +65,7 @@ def test_kernels_older_than_what_they_call_are_forgotten(tmp_path, monkeypatch):
     (tmp_path / "jit.py").touch()
     os.utime(tmp_path / "jit.py", (2, 2))
     monkeypatch.setattr(jit, "__file__", str(tmp_path / "jit.py"))
-    jit._forget_stale.__wrapped__()
+    jit._forget_stale.__wrapped__(str(cache))
     assert sorted(Path(cache).iterdir()) == [cache / "new.nbi", cache / "old.pyc"]
 
 
@@ -83,11 +84,13 @@ def test_without_a_folder_to_write_to_kernels_are_not_kept_and_work_all_the_same
     script = (
         "import numba.core.caching as caching\n"
         "for kind in (caching.CacheImpl, caching.CompileResultCacheImpl): kind._locator_classes = []\n"
-        "import numpy as np\n"
-        "from recbole_ssd.ops.compiled import jit, vectors\n"
-        "print(jit.OPTIONS['cache'], vectors.dot(np.ones(3), np.ones(3)))"
+        "import torch\n"
+        "from recbole_ssd.ops.compiled import jit\n"
+        "from recbole_ssd.ops.gated_rms_norm import gated_rms_norm\n"
+        "x = torch.ones(9, 4)\n"
+        "print(jit.OPTIONS['cache'], gated_rms_norm(x, 2 * x, x[0], backend='numba').mean().round(decimals=3).item())"
     )
-    assert output_of(script) == "False 3.0\n"
+    assert output_of(script) == "False 1.0\n"
 
 
 def test_the_first_call_leaves_torch_its_number_of_threads():
