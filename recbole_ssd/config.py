@@ -75,6 +75,12 @@ class Config(RecBoleConfig):
             if key in unread
         ]
 
+    def __setitem__(self, key, value):
+        """Changes a setting, also in what checkpoints and results tell of it."""
+        super().__setitem__(key, value)
+        if key in self._given:
+            self._given[key] = value
+
     # The steps of RecBole's constructor, in the order in which it calls them.
 
     def compatibility_settings(self):

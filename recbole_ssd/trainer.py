@@ -82,7 +82,16 @@ class Trainer(RecBoleTrainer):
         return Precision(self.device, self.config["amp_dtype"] if self.enable_amp else None)
 
     def fit(self, train_data, valid_data=None, *args, **kwargs):
-        """RecBole's `fit`, with its arguments and results; it ends when `max_train_s` is over."""
+        """RecBole's `fit`, with its arguments and results; it ends when `max_train_s` is over.
+
+        Raises:
+            ValueError: if the checkpoint that was resumed leaves no epoch to train: RecBole would overwrite it.
+        """
+        if self.start_epoch and self.start_epoch >= self.epochs:
+            raise ValueError(
+                f"nothing is left to train: the checkpoint is of epoch {self.start_epoch - 1}, counted from 0, and "
+                f"'epochs' is {self.epochs}; set config['epochs'] higher before the Trainer is made"
+            )
         self._epoch, self._fit_started, self.cut = None, self._now(), False
         self._validates, self._validated_after = bool(valid_data) and self.eval_step > 0, None
         try:

@@ -248,6 +248,12 @@ def test_given_rebuilds_an_equal_config(names):
     assert yaml.safe_load(yaml.safe_dump(config.given())) == config.given()
 
 
+def test_what_is_set_later_is_given_too():
+    config = Config(**BUILTIN)
+    config["epochs"], config["worked_out"] = 7, 1
+    assert config["epochs"] == config.given()["epochs"] == 7 and "worked_out" not in config.given()
+
+
 def test_ce_turns_negatives_off_and_bpr_keeps_them():
     assert Config(**BUILTIN)["train_neg_sample_args"]["distribution"] == "none"
     bpr = Config(**BUILTIN, config_dict={"loss_type": "BPR"})

@@ -109,6 +109,17 @@ def test_resume_goes_on_after_the_checkpoint(build):
     assert [entry["epoch"] for entry in later.valid_by_epoch] == [1]
 
 
+def test_a_resume_with_nothing_left_to_train_leaves_the_checkpoint_alone(build):
+    trainer, loaders = build()
+    trainer.fit(*loaders[:2], verbose=False)
+    before = Path(trainer.saved_model_file).read_bytes()
+    later, loaders = build()
+    later.resume_checkpoint(trainer.saved_model_file)
+    with pytest.raises(ValueError, match="checkpoint is of epoch 0, counted from 0, and 'epochs' is 1; set config"):
+        later.fit(*loaders[:2], verbose=False)
+    assert Path(trainer.saved_model_file).read_bytes() == before
+
+
 def test_a_resumed_training_ends_bit_by_bit_as_one_that_never_stopped(build):
     """Dropout and masks are drawn on from where the checkpoint was written."""
     settings = {"epochs": 4, "dropout_prob": 0.3, "mask_ratio": 0.2, "train_batch_size": 128, "lr_schedule": "cosine"}
