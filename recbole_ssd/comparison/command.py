@@ -56,26 +56,18 @@ def compare(settings: dict, files: list, defaults: tuple[str, str], command: str
     _claim(folder, runs[0].settings["dataset"])
     try:
         with folder_lock(folder), nullcontext() if runs_folder == folder else folder_lock(runs_folder):
-            found = tune(searches, options)
+            found = tune(searches)
             if found:
                 for label, best in found.items():
                     models[label].update(best)
                 runs = plan_runs(models, options.seeds)
-            metric = metric_of(models)
-            run_all(runs, runs_folder, Progress(runs, runs_folder, options.jobs, metric), options.jobs)
+            run_all(runs, runs_folder, Progress(runs, runs_folder, options.jobs), options.jobs)
             records = [read_record(runs_folder, run) for run in runs]
             tuning = tuning_blocks(searches, models)
-            return _report(records, Report(folder, metric, command, tuning, options.export == "latex", options.jobs))
+            return _report(records, Report(folder, command, tuning, options.export == "latex", options.jobs))
     except KeyboardInterrupt:
         print(f"\nstopped; what is done stays in {folder}: the same command goes on from there", flush=True)
         raise
-
-
-def metric_of(models: dict) -> str:
-    """The metric that decides, the same for all models: valid_metric as results spell it."""
-    from recbole_ssd.config import Config
-
-    return str(Config(config_dict=next(iter(models.values())))["valid_metric"]).lower()
 
 
 def _report(records: list, report: Report) -> int:

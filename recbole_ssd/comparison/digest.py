@@ -10,25 +10,24 @@ from recbole_ssd.comparison.summary import Model, epoch_s, shown_metrics
 COSTS = ("peak_rss_mb", "peak_gpu_mb", "tokens_per_epoch", "n_params")
 
 
-def digest(parts: list[list[Model]], metric: str, command: str, jobs: int) -> dict:
+def digest(parts: list[list[Model]], command: str, jobs: int) -> dict:
     """What each model of each table reached and cost, and where and how it was measured.
 
     Args:
         parts: the models of each table, one table for each protocol.
-        metric: decides on the best epoch and on differences.
         command: that made the report.
         jobs: runs at a time.
     """
     done = [record for models in parts for model in models for record in model.done]
     return {
         "dataset": parts[0][0].records[0].run.settings["dataset"],
-        "metric": metric,
+        "metric": parts[0][0].metric,
         "command": command,
         "jobs": jobs,
         "commits": _distinct(record.result.get("commit") for record in done),
         "machines": _distinct(record.result["machine"] for record in done),
         "versions": _distinct(record.result["versions"] for record in done),
-        "tables": [_table(models, metric) for models in parts if any(model.done for model in models)],
+        "tables": [_table(models, models[0].metric) for models in parts if any(model.done for model in models)],
     }
 
 

@@ -50,13 +50,13 @@ class Options:
     separate_tables: bool = False
 
     def __post_init__(self):
-        for key, least in (("seeds", 1), ("jobs", 1), ("search_trials", 1), ("search_s", 0)):
+        for key in ("seeds", "jobs", "search_trials", "search_s"):
             value = getattr(self, key)
             whole = key != "search_s"
             is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-            if value is not None and not (is_number and value >= least):
-                kind = "whole number" if whole else "number of seconds"
-                raise ValueError(f"'{key}' should be a {kind}, {least} or more, it is {value!r}")
+            if value is not None and not (is_number and value > 0):
+                kind = "whole number, 1 or more" if whole else "number of seconds above 0"
+                raise ValueError(f"'{key}' should be a {kind}, it is {value!r}")
         for key in ("dry_run", "separate_tables"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"'{key}' should be True or False, it is {getattr(self, key)!r}")
@@ -79,6 +79,12 @@ class ModelSettings(dict):
 
     source = ""
     seeds: int | None = None
+
+    def but(self, changed: dict) -> ModelSettings:
+        """The same with some of them changed."""
+        settings = ModelSettings(self | changed)
+        settings.source, settings.seeds = self.source, self.seeds
+        return settings
 
 
 def is_comparison(settings: dict, files: list) -> bool:

@@ -23,12 +23,11 @@ class Progress:
         runs: all of them, also those that are done.
         folder: where they lie.
         jobs: runs at a time.
-        metric: shown of the validation of a run that is done.
         out: where lines go.
     """
 
-    def __init__(self, runs: list[Run], folder: Path, jobs: int, metric: str, out=None):
-        self.runs, self.folder, self.jobs, self.metric = runs, folder, jobs, metric
+    def __init__(self, runs: list[Run], folder: Path, jobs: int, out=None):
+        self.runs, self.folder, self.jobs = runs, folder, jobs
         self.out = out or sys.stdout
         self.began: dict[str, float] = {}
         self.shown = 0.0
@@ -50,8 +49,8 @@ class Progress:
         self.open.pop(run.name, None)
         if record.state == DONE:
             self._count(record, seconds)
-            valid = (record.result["best_valid_result"] or {}).get(self.metric)
-            told = "" if valid is None else f", validation {self.metric} {valid:.4f}"
+            valid = (record.result["best_valid_result"] or {}).get(record.run.metric)
+            told = "" if valid is None else f", validation {record.run.metric} {valid:.4f}"
             cut = ", cut by max_train_s" if record.cut else ""
             self._line(f"{self._number(run)} {run}: done in {duration(seconds)}{cut}{told}{self._left()}")
         else:

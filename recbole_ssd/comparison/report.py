@@ -27,7 +27,6 @@ class Report:
 
     Attributes:
         folder: where it is written.
-        metric: decides on the best epoch and on differences, such as `ndcg@10`.
         command: that made it.
         tuning: blocks that tell what was tuned over what.
         latex: whether to write table.tex.
@@ -35,7 +34,6 @@ class Report:
     """
 
     folder: Path
-    metric: str
     command: str
     tuning: list = field(default_factory=list)
     latex: bool = False
@@ -53,7 +51,7 @@ def write_report(records: list[Record], report: Report) -> list[Table]:
     """
     for part in by_protocol(records):
         check_one_split(part)
-    parts = [summarize(part, report.metric) for part in by_protocol(records)]
+    parts = [summarize(part, part[0].run.metric) for part in by_protocol(records)]
     blocks, shown, grouped = [Heading(_title(records), 1)], [], []
     for number, models in enumerate(parts):
         if len(parts) > 1:
@@ -61,11 +59,11 @@ def write_report(records: list[Record], report: Report) -> list[Table]:
         if not any(model.done for model in models):
             blocks.append(Text("No run of it is done."))
             continue
-        tables = [accuracy_table(models, report.metric), cost_table(models)]
-        blocks += [Text(_measured(models)), tables[0], Text(_meaning(models, report.metric)), tables[1]]
+        tables = [accuracy_table(models, models[0].metric), cost_table(models)]
+        blocks += [Text(_measured(models)), tables[0], Text(_meaning(models)), tables[1]]
         shown += tables
         blocks += _pictures(models, report, "" if len(parts) == 1 else f"{number + 1}_")
-        grouped += [by_group(models, column, report.metric) for column in BY]
+        grouped += [by_group(models, column, models[0].metric) for column in BY]
     if missing := missing_table(records):
         blocks += [Heading("Runs without a result"), missing]
         shown.append(missing)
@@ -73,7 +71,7 @@ def write_report(records: list[Record], report: Report) -> list[Table]:
     blocks += [Heading("Settings"), settings_table([model for models in parts for model in models])]
     blocks += [Heading("To repeat it"), Code(report.command), Text(_machine(records, report.jobs))]
     _write(blocks, shown, grouped, records, report)
-    numbers = digest(parts, report.metric, report.command, report.jobs)
+    numbers = digest(parts, report.command, report.jobs)
     _replace(report.folder / "summary.json", json.dumps(numbers) + "\n")
     return shown
 
@@ -114,15 +112,15 @@ def _measured(models: list[Model]) -> str:
     )
 
 
-def _meaning(models: list[Model], metric: str) -> str:
+def _meaning(models: list[Model]) -> str:
     """What stands behind the signs of the table of accuracy."""
     several = any(len(model.done) > 1 for model in models)
     text = "Mean ± standard deviation over seeds" if several else "One seed each"
     text += ", of the epoch with the best validation."
     if any(model.difference for model in models):
         text += (
-            f" Intervals and p-values of the difference from {models[0].label} in test {metric} come from a paired "
-            f"bootstrap over users and seeds ({DRAWS:,} draws, fewer above 100,000 users), p-values corrected after "
+            f" Intervals and p-values of the difference from {models[0].label} in test {models[0].metric} come from a "
+            f"paired bootstrap over users and seeds ({DRAWS:,} draws, fewer above 100,000 users), p-values corrected after "
             "Holm; they do not tell of other data, nor of other settings."
         )
         if min(len(model.done) for model in models if model.difference or model is models[0]) < FEW:
@@ -137,12 +135,12 @@ def _meaning(models: list[Model], metric: str) -> str:
 def _pictures(models: list[Model], report: Report, prefix: str) -> list:
     blocks = [Heading("Pictures", 3)]
     if plots.can_plot():
-        files = plots.write_plots(models, report.metric, report.folder, prefix)
+        files = plots.write_plots(models, models[0].metric, report.folder, prefix)
         blocks += [Picture(file, text) for text, file in files.items()]
     else:
         blocks.append(Text(plots.MISSING))
     for column, meaning in BY.items():
-        blocks += [Heading(f"Test {report.metric} by {meaning}", 3), group_table(models, column, report.metric)]
+        blocks += [Heading(f"Test {models[0].metric} by {meaning}", 3), group_table(models, column, models[0].metric)]
     return blocks
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+from recbole_ssd.comparison.options import ModelSettings
+from recbole_ssd.comparison.statistics import at_k
 from recbole_ssd.config import Config
 from recbole_ssd.result import protocol, ranks_file
 from recbole_ssd.settings import parse_value, read_yaml
@@ -57,6 +59,11 @@ class Run:
         """
         return f"{file_name(self.settings['model'])}-{self.seed}-{self.identity}"
 
+    @property
+    def metric(self) -> str:
+        """What decides on the best epoch, as results spell it, such as `ndcg@10`."""
+        return str(self.protocol["valid_metric"]).lower()
+
     def __str__(self):
         return f"{self.label}, seed {self.seed}"
 
@@ -94,19 +101,19 @@ def file_name(label: str) -> str:
     return re.sub(r"[^\w.+=-]+", "_", label)
 
 
-def plan_runs(models: dict, seeds: int) -> list[Run]:
+def plan_runs(models: dict[str, ModelSettings], seeds: int) -> list[Run]:
     """The runs of a comparison: every model with the first seed, then with the second, ...
 
     So the table fills evenly, and a comparison that is stopped early has all models in it.
 
     Args:
-        models: settings by label; a `ModelSettings` may have a number of seeds of its own.
-        seeds: how many.
+        models: `ModelSettings` by label.
+        seeds: how many, of the models that have no number of their own.
 
     Raises:
         ValueError: if settings cannot be used, or two rows ask for the same run.
     """
-    wanted = {label: getattr(settings, "seeds", None) or seeds for label, settings in models.items()}
+    wanted = {label: settings.seeds or seeds for label, settings in models.items()}
     turns = [(number, label) for number in range(max(wanted.values())) for label in models if number < wanted[label]]
     runs = [make_run(label, models[label], number) for number, label in turns]
     first = {}
@@ -120,12 +127,12 @@ def plan_runs(models: dict, seeds: int) -> list[Run]:
     return runs
 
 
-def make_run(label: str, settings: dict, number: int = 0) -> Run:
+def make_run(label: str, settings: ModelSettings, number: int = 0) -> Run:
     """The run of one model with its `number`-th seed, all settings checked."""
     config = Config(config_dict=settings)
     seed = config["seed"] + number
     if number:
-        config = Config(config_dict=_like(settings, {**settings, "seed": seed}))
+        config = Config(config_dict=settings.but({"seed": seed}))
     decisive = {key: value for key, value in config.given().items() if key not in NOT_DECISIVE}
     text = json.dumps(decisive, sort_keys=True, default=str)
     # What a model reads of a history is its own affair; what chooses its best epoch is not.
@@ -139,21 +146,19 @@ def make_run(label: str, settings: dict, number: int = 0) -> Run:
     return Run(label, seed, {**own, "seed": seed}, identity, measured, kept)
 
 
-def _like(settings: dict, changed: dict) -> dict:
-    """`changed`, with the source that the sentences of a config name."""
-    changed = type(settings)(changed)
-    if hasattr(settings, "source"):
-        changed.source = settings.source
-    return changed
-
-
 def check_one_protocol(runs: list[Run], separate_tables: bool) -> None:
     """Refuses, before hours of training, what could not stand in one table.
 
     Raises:
-        ValueError: that says which label is measured how.
+        ValueError: that says which label is measured how, or that no rank tells the deciding metric.
     """
     groups = by_protocol(runs)
+    for run, *_ in groups:
+        if at_k(run.metric) is None:
+            raise ValueError(
+                f"models cannot be compared by '{run.protocol['valid_metric']}', which does not follow from the ranks "
+                "of the targets: set valid_metric to one that does, such as NDCG@10, Hit@10 or MRR@10"
+            )
     if len(groups) > 1 and not separate_tables:
         common = [key for key in groups[0][0].protocol if len({str(g[0].protocol[key]) for g in groups}) == 1]
         told = "; ".join(

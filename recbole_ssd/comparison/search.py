@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from recbole_ssd.comparison.document import Heading, Table, Text
-from recbole_ssd.comparison.options import Options
+from recbole_ssd.comparison.options import ModelSettings, Options
 from recbole_ssd.comparison.progress import Progress, duration
 from recbole_ssd.comparison.records import DONE, Record, read_record
 from recbole_ssd.comparison.runner import run_all
@@ -43,7 +43,7 @@ class Search:
     """
 
     label: str
-    settings: dict
+    settings: ModelSettings
     space: list[Dimension]
     folder: Path
     limit_s: float | None
@@ -59,7 +59,7 @@ class Search:
 
     def run(self, found: dict) -> Run:
         """The run of a trial."""
-        return make_run(self.label, _with(self.settings, found))
+        return make_run(self.label, self.settings.but(found))
 
 
 def plan_searches(options: Options, models: dict, folder: Path) -> list[Search]:
@@ -76,10 +76,10 @@ def plan_searches(options: Options, models: dict, folder: Path) -> list[Search]:
     limit_s = options.search_s if options.search_s or options.search_trials else DEFAULT_S
     searches = []
     for label, space in spaces.items():
-        settings = _with(models[label], {})
+        settings = models[label].but({})
         for dimension in space:
             for value in dimension.ends():
-                make_run(label, _with(settings, {dimension.key: value}))
+                make_run(label, settings.but({dimension.key: value}))
         config = Config(config_dict=settings)
         metric, bigger = str(config["valid_metric"]).lower(), config["valid_metric_bigger"]
         untuned = make_run(label, settings)
@@ -92,13 +92,7 @@ def plan_searches(options: Options, models: dict, folder: Path) -> list[Search]:
     return searches
 
 
-def _with(settings: dict, found: dict) -> dict:
-    changed = type(settings)({**settings, **found})
-    changed.source = settings.source
-    return changed
-
-
-def tune(searches: list[Search], options: Options) -> dict[str, dict]:
+def tune(searches: list[Search]) -> dict[str, dict]:
     """Goes on with every search until its budget is spent.
 
     Returns:
@@ -151,7 +145,7 @@ def _run_trial(search: Search, run: Run, number: int) -> Record:
     if before.state == DONE:
         return before
     print(f"tuning {search.label}, trial {number + 1}: {words(_chosen(search, run))}", flush=True)
-    run_all([run], runs, Progress([run], runs, 1, search.metric))
+    run_all([run], runs, Progress([run], runs, 1))
     return read_record(runs, run)
 
 

@@ -115,18 +115,10 @@ def _dimension(key: str, value) -> Dimension:
     if isinstance(value, dict) and len(value) == 1:
         kind, values = next(iter(value.items()))
         if isinstance(values, list):
-            return Dimension(key, kind, tuple(_number(value) for value in values))
+            return Dimension(key, kind, tuple(values))
     raise ValueError(
         f"'{key}' should be a list to choose from or such as {{loguniform: [0.0001, 0.01]}}, it is {value!r}"
     )
-
-
-def _number(value):
-    """YAML reads 1e-4 as text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def read_hyper(path: Path) -> list[Dimension]:

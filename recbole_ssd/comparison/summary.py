@@ -44,6 +44,11 @@ class Model:
             return self.label
         return f"{self.label} (cut)" if cut == len(self.done) else f"{self.label} ({cut} of {len(self.done)} cut)"
 
+    @property
+    def metric(self) -> str:
+        """What decides on its best epoch and on differences, such as `ndcg@10`."""
+        return self.records[0].run.metric
+
     def test(self, metric: str) -> list[float]:
         return [record.test(metric) for record in self.done]
 

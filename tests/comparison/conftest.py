@@ -8,6 +8,7 @@ import yaml
 
 from recbole_ssd.comparison import plots, runner
 from recbole_ssd.comparison.command import compare
+from recbole_ssd.comparison.options import ModelSettings
 from recbole_ssd.comparison.records import read_record
 from recbole_ssd.comparison.runs import RunFolder, plan_runs
 from tests.comparison import fake_run
@@ -50,7 +51,9 @@ def records(tmp_path):
     """A function that gives the records of done runs, made from settings by label; changes go into the results."""
 
     def make(models: dict, seeds: int = 2, **changed):
-        runs = plan_runs({label: {"dataset": "tiny", "model": label, **s} for label, s in models.items()}, seeds)
+        runs = plan_runs(
+            {label: ModelSettings({"dataset": "tiny", "model": label, **s}) for label, s in models.items()}, seeds
+        )
         for run in runs:
             place = RunFolder(tmp_path / "runs", run)
             place.path.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ MODELS = {"SSD4Rec": {}, "GRU4Rec": {"learning_rate": 0.1}, "SASRec": {}}
 
 @pytest.fixture
 def report(tmp_path):
-    return Report(tmp_path, "ndcg@10", "the command")
+    return Report(tmp_path, "the command")
 
 
 def tables_of(page: str) -> list:

@@ -135,6 +135,12 @@ def test_two_protocols_are_refused_before_anything_runs(run_folder):
     check_one_protocol(runs, separate_tables=True)
 
 
+def test_a_metric_that_no_rank_tells_is_refused_before_anything_runs():
+    runs = plan_runs(options_of({"model": "SSD4Rec,SASRec", "valid_metric": "GAUC", "metrics": "[GAUC]"})[1], 1)
+    with pytest.raises(ValueError, match="cannot be compared by 'GAUC'.*such as NDCG@10"):
+        check_one_protocol(runs, separate_tables=False)
+
+
 def test_the_window_of_a_model_is_no_protocol():
     runs = plan_runs(options_of({"model": "SSD4Rec,SASRec"})[1], 1)
     check_one_protocol(runs, separate_tables=False)
