@@ -1,7 +1,6 @@
 """A batch is one packed row: the k-th item of these map-style data sets is the k-th batch of the epoch.
 
-Fields of a packed batch have different lengths, which RecBole's Interaction carries. It moves every field to
-the device, so the longest segment, an integer that the host needs, travels as the shape of an empty tensor.
+Fields of a packed batch have different lengths, which RecBole's Interaction carries.
 """
 
 from __future__ import annotations
@@ -28,9 +27,8 @@ def packed_stream(items, start, lengths, gaps=None):
         gaps (numpy.ndarray or None): `EventLog.gaps`, if the model reads them, shape (n,).
 
     Returns:
-        tuple[dict[str, torch.Tensor], numpy.ndarray]: `stream` (t,) int64, `cu_seqlens` (s+1,) int32,
-        `max_seqlen` (longest, 0) float32, with gaps `time_gaps` (t,) float32; and the stream's positions in the log,
-        shape (t,).
+        tuple[dict[str, torch.Tensor], numpy.ndarray]: `stream` (t,) int64, `cu_seqlens` (s+1,) int32, with
+        gaps `time_gaps` (t,) float32; and the stream's positions in the log, shape (t,).
     """
     cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=cu_seqlens[1:])
@@ -38,7 +36,6 @@ def packed_stream(items, start, lengths, gaps=None):
     fields = {
         "stream": torch.from_numpy(items[position]),
         "cu_seqlens": torch.from_numpy(cu_seqlens),
-        "max_seqlen": torch.empty(int(lengths.max()), 0),
     }
     if gaps is not None:
         fields["time_gaps"] = torch.from_numpy(gaps[position])

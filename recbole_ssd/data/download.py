@@ -64,6 +64,8 @@ def fetch(name, folder, logger):
     # OSError: no network, no room. RuntimeError: RecBole's word for an interrupted download. EOFError: nobody
     # there to answer its question about sizes above 1 GB. TypeError: a server that does not say the size.
     except (OSError, RuntimeError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        if os.path.isfile(os.path.join(folder, f"{name}.inter")):
+            return  # another process was faster
         raise RuntimeError(
             f"the data set '{name}' could not be downloaded from {urls[name]} ({error}): {where_to_put(name, folder)}"
         ) from error
