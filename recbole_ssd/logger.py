@@ -9,6 +9,7 @@ from recbole.utils import get_local_time
 from recbole.utils import init_logger as recbole_init_logger
 
 from recbole_ssd.environment import check_folder
+from recbole_ssd.ops.backends import log_once
 
 _handlers = []  # those of the latest run of this process
 
@@ -33,6 +34,7 @@ def init_logger(config) -> None:
     recbole_init_logger(config)
     _handlers[:] = root.handlers
     root.handlers = others + _handlers
+    log_once.cache_clear()
     for file in config.files_read:
         root.info(f"settings read from {file}")
     for note in config.notes:

@@ -93,9 +93,9 @@ def write_result(result: dict, path: Path | str) -> None:
 def write_ranks(ranks: list, train_data, test_data, config) -> Path:
     """Writes one line for every test target, with the tokens of the data set's files; whole or not at all.
 
-    The columns are user, item, `rank` (1 is the best; it counts the items that scored strictly higher),
-    `history_length` (all events of the user before the target, whatever the model read of them) and `item_count`
-    (how often the item occurs in the training events).
+    The columns are user, item, `rank` (1 is the best; it counts the items that scored as high or higher, itself
+    included), `history_length` (all events of the user before the target, whatever the model read of them) and
+    `item_count` (how often the item occurs in the training events).
 
     Args:
         ranks: the trainer's `ranks` after evaluating `test_data`.

@@ -55,13 +55,14 @@ def _best(op: str, refusals: dict[str, Callable[[], str | None]]) -> str:
     for name, refusal in refusals.items():
         reason = refusal()
         if reason is None:
-            _log_once(f"{op} runs on the backend '{name}'{NOTES.get(name, '')}{passed_over}")
+            log_once(f"{op} runs on the backend '{name}'{NOTES.get(name, '')}{passed_over}")
             return name
         passed_over += f"; '{name}' would be faster, but {reason}"
-    _log_once(f"{op} runs on the backend 'torch'{passed_over}")
+    log_once(f"{op} runs on the backend 'torch'{passed_over}")
     return "torch"
 
 
 @cache
-def _log_once(sentence: str) -> None:
+def log_once(sentence: str) -> None:
+    """Logs what has not been logged since `log_once.cache_clear()`, which opening a log calls."""
     getLogger().info(sentence)

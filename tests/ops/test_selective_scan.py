@@ -328,7 +328,7 @@ def test_auto_on_a_cpu_takes_numba_where_it_can(monkeypatch):
 
 
 def test_auto_on_cuda_takes_the_best_kernel_that_runs_and_says_so_once(monkeypatch, caplog):
-    backends._log_once.cache_clear()
+    backends.log_once.cache_clear()
     A = torch.ones(6, 5)
     with caplog.at_level(logging.INFO):
         monkeypatch.setattr(selective_scan_mamba, "load_kernel", lambda: (print, None))
