@@ -34,8 +34,7 @@ def causal_conv1d_package(
     """The convolution of a stream by causal-conv1d's kernel, (T, c) -> (T, c)."""
     kernel, _ = load_kernel()
     x = x.index_select(0, segments.flip) if reverse else _aligned(x)
-    register = segments.number.int()[None]  # (1, T)
-    y = kernel(x.mT[None], weight, bias, seq_idx=register, activation="silu" if silu else None)
+    y = kernel(x.mT[None], weight, bias, seq_idx=segments.seq_idx, activation="silu" if silu else None)
     y = y.squeeze(0).mT  # y[0] would copy the gradient, and lose its layout
     if y.requires_grad:  # its backward checks the strides of the gradient and stops the run where they do not suit
         y.register_hook(_aligned)

@@ -27,26 +27,6 @@ def flip_index(cu_seqlens: Tensor) -> Tensor:
     return first + last - torch.arange(len(first), device=first.device)
 
 
-def last_index(cu_seqlens: Tensor) -> Tensor:
-    """Position of each segment's last token in the stream.
-
-    >>> last_index(torch.tensor([0, 3, 5]))
-    tensor([2, 4])
-    """
-    return cu_seqlens[1:].long() - 1
-
-
-def seq_idx(cu_seqlens: Tensor) -> Tensor:
-    """The register: for every token the number of its segment, int32, shape (1, T).
-
-    >>> seq_idx(torch.tensor([0, 3, 5]))
-    tensor([[0, 0, 0, 1, 1]], dtype=torch.int32)
-    """
-    lengths = cu_seqlens.diff()
-    numbers = torch.arange(len(lengths), dtype=torch.int32, device=lengths.device)
-    return numbers.repeat_interleave(lengths)[None]
-
-
 def moved(index: Tensor, device: torch.device) -> Tensor:
     """An index that was made on the host, on the device; a GPU is not waited for."""
     return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
@@ -134,7 +114,7 @@ class Segments:
     @cached_property
     def last(self) -> Tensor:
         """Position of each segment's last token, (S,)."""
-        return last_index(self.cu_seqlens)
+        return self.cu_seqlens[1:] - 1
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -147,8 +127,17 @@ class Segments:
         return moved(self._number_on_host, self.device)
 
     @cached_property
+    def seq_idx(self) -> Tensor:
+        """The register: `number` as mamba-ssm and causal-conv1d take it, (1, T), int32.
+
+        >>> Segments(torch.tensor([0, 3, 5])).seq_idx
+        tensor([[0, 0, 0, 1, 1]], dtype=torch.int32)
+        """
+        return moved(self._number_on_host.int()[None], self.device)
+
+    @cached_property
     def _number_on_host(self) -> Tensor:
-        return seq_idx(self.borders)[0].long()
+        return torch.arange(len(self)).repeat_interleave(self.borders.diff())
 
     @cached_property
     def position(self) -> Tensor:

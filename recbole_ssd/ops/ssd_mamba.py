@@ -52,8 +52,7 @@ def ssd_mamba(
         y: (T, h, p), in the dtype of x.
     """
     kernel, _ = load_kernel()
-    register = segments.number.int()[None]  # (1, T)
-    y = kernel(x[None], dt[None], A, B[None], C[None], chunk_size or CHUNK, D=D, seq_idx=register)
+    y = kernel(x[None], dt[None], A, B[None], C[None], chunk_size or CHUNK, D=D, seq_idx=segments.seq_idx)
     return y.squeeze(0)  # y[0] would copy the gradient
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from recbole_ssd.ops.packing import Segments, flip_index, last_index, seq_idx
+from recbole_ssd.ops.packing import Segments, flip_index
 from recbole_ssd.ops.segment_cumsum import segment_cumsum, segment_sum, spread_first
 
 from .streams import LENGTHS, borders, error
@@ -40,8 +40,8 @@ def test_spread_first_and_segment_sum():
 def test_indices():
     cu = torch.tensor([0, 3, 5])
     assert flip_index(cu).tolist() == [2, 1, 0, 4, 3]
-    assert last_index(cu).tolist() == [2, 4]
-    assert seq_idx(cu).tolist() == [[0, 0, 0, 1, 1]] and seq_idx(cu).dtype == torch.int32
+    assert Segments(cu).last.tolist() == [2, 4]
+    assert Segments(cu).seq_idx.tolist() == [[0, 0, 0, 1, 1]] and Segments(cu).seq_idx.dtype == torch.int32
     segments = Segments(cu)
     assert segments.position.tolist() == [0, 1, 2, 0, 1] and segments.number.tolist() == [0, 0, 0, 1, 1]
     assert [t.tolist() for t in segments.head(2)] == [[2], [0]]

@@ -11,7 +11,7 @@ import torch
 from recbole_ssd.layers.mamba import Mamba
 from recbole_ssd.layers.mamba2 import Mamba2
 from recbole_ssd.ops.causal_conv1d import causal_conv1d
-from recbole_ssd.ops.packing import Segments, seq_idx
+from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.selective_scan import selective_scan
 from recbole_ssd.ops.selective_scan_mamba import load_kernel, selective_scan_mamba
 from recbole_ssd.ops.ssd import ssd
@@ -51,7 +51,7 @@ def test_convolution_is_that_of_causal_conv1d(theirs, packed, width):
     cu = borders(LENGTHS)
     x = torch.randn(1 if packed else 3, sum(LENGTHS), 6, dtype=torch.float64)
     weight, bias = torch.randn(6, width, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
-    segments = seq_idx(cu) if packed else None
+    segments = Segments(cu).seq_idx if packed else None
 
     def their_convolution(x, weight, bias):
         return theirs.conv.causal_conv1d_ref(x.mT, weight, bias, activation="silu", seq_idx=segments).mT
@@ -95,7 +95,7 @@ def test_ssd_is_ssd_selective_scan(theirs, dense_ssd, backend):
 
 def their_ssd_kernels(theirs, cu_seqlens, dy, *inputs):
     def kernels(*i):
-        return theirs.ssd.mamba_chunk_scan_combined(*i[:5], chunk_size=16, D=i[5], seq_idx=seq_idx(cu_seqlens))
+        return theirs.ssd.mamba_chunk_scan_combined(*i[:5], chunk_size=16, D=i[5], seq_idx=Segments(cu_seqlens).seq_idx)
 
     return run(kernels, inputs, dy, torch.float32)
 
@@ -214,7 +214,7 @@ def their_mamba2(theirs, sizes, weights, u, dy, cu_seqlens):
     theirs.mamba2.causal_conv1d_fn = theirs.conv.causal_conv1d_ref  # the one part that is not in Triton
     module = theirs.mamba2.Mamba2(**sizes, chunk_size=16, use_mem_eff_path=False)
     module.load_state_dict(weights, strict=True)
-    return module_run(module, u, dy, seq_idx=seq_idx(cu_seqlens))
+    return module_run(module, u, dy, seq_idx=Segments(cu_seqlens).seq_idx)
 
 
 @pytest.mark.parametrize("sizes", ["one group", "two groups"])

@@ -119,7 +119,7 @@ def _blas() -> ThreadpoolController:
 
 @cache
 def _forget_stale(folder: str | None) -> None:
-    """Drops kernels in `folder` that are older than a file here: numba looks at a kernel's own, not at what it calls."""
+    """Drops kernels in `folder` that are older than a file here: numba looks at the one of a kernel alone."""
     newest = max(file.stat().st_mtime for file in Path(__file__).parent.glob("*.py"))
     for index in Path(folder).glob("*.nbi") if folder else ():
         with suppress(OSError):  # another process was faster, or nothing can be written here

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..packing import Segments
+from ..packing import Segments, moved
 
 CHUNK = 128  # tokens: twice as many programs as 256 gives, and the walk over a long segment's chunks is still short
 STEPS = 8  # tokens a kernel holds in registers at a time
@@ -74,15 +74,10 @@ def _plan(borders: Tensor, chunk: int, device: torch.device) -> Spans:
     long = count[count > 1]
     numbers = torch.arange(len(lengths)).repeat_interleave(lengths)  # (T,)
     return Spans(
-        table=_send(table, device),
+        table=moved(table.int(), device),
         blocks=int(blocks.sum()),
-        chunks=_send(torch.stack([begin[cut], end[cut]], 1), device),
-        chains=_send(torch.stack([long.cumsum(0) - long, long], 1), device),
-        position=_send(torch.arange(len(numbers)) - borders[:-1][numbers], device),
-        owner=_send(numbers, device),
+        chunks=moved(torch.stack([begin[cut], end[cut]], 1).int(), device),
+        chains=moved(torch.stack([long.cumsum(0) - long, long], 1).int(), device),
+        position=moved((torch.arange(len(numbers)) - borders[:-1][numbers]).int(), device),
+        owner=moved(numbers.int(), device),
     )
-
-
-def _send(table: Tensor, device: torch.device) -> Tensor:
-    table = table.int()
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_ssd.ops.packing import Segments
+from recbole_ssd.ops.packing import Segments, moved
 
 ROWS = (16, 32, 64)  # tokens of a tile; tl.dot wants 16, and 64 is what the exact decays have room for (ssd_decay)
 
@@ -94,5 +94,4 @@ def _chunks(borders: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _on(device: torch.device, table: np.ndarray) -> Tensor:
     """The table on the device, without waiting for the copy."""
-    host = torch.from_numpy(table if table.dtype == np.uint8 else table.astype(np.int32))
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    return moved(torch.from_numpy(table if table.dtype == np.uint8 else table.astype(np.int32)), device)
