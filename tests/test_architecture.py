@@ -36,7 +36,7 @@ def _imported(file: Path) -> set[str]:
 def test_imports_point_down(room):
     for file in (PACKAGE / room).rglob("*.py"):
         ours = {name.split(".")[1] for name in _imported(file) if name.startswith("recbole_ssd.")}
-        assert ours <= MAY_IMPORT[room] | {"compat"}, file
+        assert ours <= MAY_IMPORT[room], file
 
 
 def test_a_comparison_is_known_to_the_command_line_alone():

@@ -120,8 +120,8 @@ def _meaning(models: list[Model]) -> str:
     if any(model.difference for model in models):
         text += (
             f" Intervals and p-values of the difference from {models[0].label} in test {models[0].metric} come from a "
-            f"paired bootstrap over users and seeds ({DRAWS:,} draws, fewer above 100,000 users), p-values corrected after "
-            "Holm; they do not tell of other data, nor of other settings."
+            f"paired bootstrap over users and seeds ({DRAWS:,} draws, fewer above 100,000 users), p-values corrected "
+            "after Holm; they do not tell of other data, nor of other settings."
         )
         if min(len(model.done) for model in models if model.difference or model is models[0]) < FEW:
             text += f" With fewer than {FEW} seeds their spread is known only roughly, and p-values come out too small."

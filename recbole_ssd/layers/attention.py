@@ -23,14 +23,13 @@ class SelfAttention(nn.Module):
         hidden_size: d.
         n_heads: h; it must divide d.
         attn_dropout_prob: dropout of the attention probabilities.
-        backend: of `ops.attention.attention`.
     """
 
-    def __init__(self, hidden_size: int, n_heads: int, attn_dropout_prob: float, backend: str = "auto"):
+    def __init__(self, hidden_size: int, n_heads: int, attn_dropout_prob: float):
         super().__init__()
         if hidden_size % n_heads:
             raise ValueError(f"n_heads must divide hidden_size = {hidden_size}, got {n_heads}")
-        self.n_heads, self.attn_dropout_prob, self.backend = n_heads, attn_dropout_prob, backend
+        self.n_heads, self.attn_dropout_prob = n_heads, attn_dropout_prob
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
@@ -40,5 +39,5 @@ class SelfAttention(nn.Module):
         """Under autocast the projections are half precision, scores and softmax float32."""
         q, k, v = (project(x).unflatten(-1, (self.n_heads, -1))[None] for project in (self.query, self.key, self.value))
         dropout_p = self.attn_dropout_prob if self.training else 0.0
-        y = attention(q, k, v, cu_seqlens=segments, dropout_p=dropout_p, backend=self.backend)  # (1, T, h, p)
+        y = attention(q, k, v, cu_seqlens=segments, dropout_p=dropout_p)  # (1, T, h, p)
         return self.dense(y[0].flatten(1))

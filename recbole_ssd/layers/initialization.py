@@ -10,8 +10,10 @@ import math
 import torch
 from torch import Tensor
 
+DT_MIN, DT_MAX = 0.001, 0.1
 
-def inverse_softplus_of_dt(size: int, dt_min: float, dt_max: float) -> Tensor:
-    """A bias (size,) whose softplus is a step size, drawn log-uniformly between `dt_min` and `dt_max`."""
-    dt = torch.exp(torch.rand(size) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(min=1e-4)
+
+def inverse_softplus_of_dt(size: int) -> Tensor:
+    """A bias (size,) whose softplus is a step size, drawn log-uniformly between DT_MIN and DT_MAX."""
+    dt = torch.exp(torch.rand(size) * (math.log(DT_MAX) - math.log(DT_MIN)) + math.log(DT_MIN))
     return dt + torch.log(-torch.expm1(-dt))

@@ -34,10 +34,9 @@ class Mamba(nn.Module):
         d_state: n.
         d_conv: width of the convolution, >= 1.
         expand: i / d.
-        dt_init: `paper`: dt starts between dt_min and dt_max, and stays so whatever initializes the model around it.
+        dt_init: `paper`: dt starts between .001 and .1, and stays so whatever initializes the model around it.
             `authors`: dt_proj is initialized like any other linear layer of that model, as the code of published
             recommenders does; with its bias at zero, dt starts near softplus(0) = .69.
-        dt_min, dt_max: dt of a channel is drawn between them, uniformly in its logarithm.
         backend: of `ops.selective_scan.selective_scan`.
         conv_backend: of `ops.causal_conv1d.causal_conv1d`.
     """
@@ -49,8 +48,6 @@ class Mamba(nn.Module):
         d_conv: int = 4,
         expand: int = 2,
         dt_init: str = "paper",
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
         backend: str = "auto",
         conv_backend: str = "auto",
     ):
@@ -66,7 +63,7 @@ class Mamba(nn.Module):
         self.dt_proj.keeps_its_init = dt_init == "paper"
         with torch.no_grad():
             self.dt_proj.weight.uniform_(-(rank**-0.5), rank**-0.5)
-            self.dt_proj.bias.copy_(inverse_softplus_of_dt(inner, dt_min, dt_max))
+            self.dt_proj.bias.copy_(inverse_softplus_of_dt(inner))
         self.A_log = nn.Parameter(torch.arange(1, d_state + 1).float().log().repeat(inner, 1))  # S4D-Real
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, d_model, bias=False)

@@ -36,8 +36,9 @@ class Projected(NamedTuple):
     xBC: Tensor
     dt: Tensor
 
-    def __getitem__(self, rows):  # a stream's rows, not a tuple's fields
-        return Projected(*(t.index_select(0, rows) for t in self))
+    def rows(self, index: Tensor) -> Projected:
+        """Those of some tokens."""
+        return Projected(*(t.index_select(0, index) for t in self))
 
 
 class GatedRMSNorm(nn.Module):
@@ -62,8 +63,6 @@ class Mamba2(nn.Module):
         expand: i / d.
         headdim: p; expand * d_model must be a multiple of it.
         ngroups: g; the number of heads must be a multiple of it.
-        A_init_range: -A of a head is drawn from it, uniformly.
-        dt_min, dt_max: dt of a head is drawn between them, uniformly in its logarithm.
         backend: of `ops.ssd.ssd`.
         conv_backend: of `ops.causal_conv1d.causal_conv1d`.
         chunk_size: of `ops.ssd.ssd`.
@@ -77,9 +76,6 @@ class Mamba2(nn.Module):
         expand: int = 2,
         headdim: int = 64,
         ngroups: int = 1,
-        A_init_range: tuple[float, float] = (1, 16),
-        dt_min: float = 0.001,
-        dt_max: float = 0.1,
         backend: str = "auto",
         conv_backend: str = "auto",
         chunk_size: int | None = None,
@@ -98,8 +94,8 @@ class Mamba2(nn.Module):
         channels = self.d_inner + 2 * ngroups * d_state
         self.in_proj = nn.Linear(d_model, self.d_inner + channels + heads, bias=False)
         self.conv1d = nn.Conv1d(channels, channels, d_conv, groups=channels, padding=d_conv - 1)  # holds the filter
-        self.dt_bias = nn.Parameter(inverse_softplus_of_dt(heads, dt_min, dt_max))
-        self.A_log = nn.Parameter(torch.empty(heads).uniform_(*A_init_range).log())
+        self.dt_bias = nn.Parameter(inverse_softplus_of_dt(heads))
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = GatedRMSNorm(self.d_inner, ngroups)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)

@@ -174,4 +174,5 @@ class PackedSequentialRecommender(SequentialRecommender):
     def predict(self, interaction: Interaction) -> Tensor:
         """Score of one item per history, (S,), float32."""
         stream, items = self.stream(interaction), interaction[self.ITEM_ID]
-        return self._scores(self(stream), self._items(), items[:, None], self._seen(stream, whole=True))[:, 0]
+        with torch.autocast(self.device.type, enabled=False):
+            return self._scores(self(stream), self._items(), items[:, None], self._seen(stream, whole=True))[:, 0]
