@@ -99,6 +99,9 @@ def test_predict_is_a_column_of_full_sort_predict(model):
     with torch.no_grad():
         scores = model.full_sort_predict(packed(histories))
         column = model.predict(packed(histories, targets))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(model.full_sort_predict(packed(histories)), scores)
+            assert torch.equal(model.predict(packed(histories, targets)), column)
     torch.testing.assert_close(column, scores[torch.arange(5), targets], rtol=1e-4, atol=1e-5)
     assert scores.dtype == torch.float32
 

@@ -36,6 +36,7 @@ PASSED = 1024  # numbers of a state that one program hands from chunk to chunk
 TILE = {torch.bfloat16: 64, torch.float32: 32}  # tokens of a tile
 WARPS = {torch.bfloat16: 4, torch.float32: 8}  # of a program
 WIDEST = 32  # channels of a head that are in registers at a time
+PRODUCTS = "ieee"  # of float32 operands; tf32x3 would use tensor cores, which nobody has timed
 
 
 def ssd_triton(
@@ -47,7 +48,6 @@ def ssd_triton(
     D: Tensor | None,
     segments: Segments,
     chunk_size: int | None = None,
-    precision: str = "ieee",
 ) -> Tensor:
     """The scan over a stream, differentiable in its tensors.
 
@@ -57,35 +57,34 @@ def ssd_triton(
         segments: the borders at which the state starts again from zero.
         chunk_size: tokens of a chunk, rounded up to 16, 32 or 64, which is the most; None for 64 in bfloat16 and 32 in
             float32.
-        precision: of float32 products: `ieee`, or `tf32x3`, which has tensor cores do three tf32 products instead.
 
     Returns:
         y, (T, h, p), in the dtype of x.
     """
     size = chunk_size or TILE[x.dtype]
     rows = next((rows for rows in ROWS if rows >= size), ROWS[-1])
-    return _SSD.apply(x, dt, A, B, C, D, segments, rows, precision)
+    return _SSD.apply(x, dt, A, B, C, D, segments, rows)
 
 
 class _SSD(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, segments, rows, precision):
-        y, *kept = _Launches(x, dt, A, B, C, D, segments, rows, precision).forward()
+    def forward(ctx, x, dt, A, B, C, D, segments, rows):
+        y, *kept = _Launches(x, dt, A, B, C, D, segments, rows).forward()
         ctx.save_for_backward(x, dt, A, B, C, D, *kept)
-        ctx.settings = segments, rows, precision
+        ctx.settings = segments, rows
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         inputs, kept = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
-        return *_Launches(*inputs, *ctx.settings).backward(dy, *kept), None, None, None
+        return *_Launches(*inputs, *ctx.settings).backward(dy, *kept), None, None
 
 
 class _Launches:
     """The launches over one stream: what its kernels are given, and how many programs of which size they are."""
 
-    def __init__(self, x, dt, A, B, C, D, segments, rows, precision):
+    def __init__(self, x, dt, A, B, C, D, segments, rows):
         self.x, self.B, self.C = (_rows_apart(t) for t in (x, B, C))
         self.dt, self.A, self.D = dt.contiguous(), A.contiguous(), None if D is None else D.contiguous()
         self.plan = launch_plan(segments, rows)
@@ -93,7 +92,7 @@ class _Launches:
         self.g, self.n = B.shape[1:]
         self.skip = 0 if D is None else D.numel() // self.h  # numbers of D a head has
         sizes = {"heads": self.h, "heads_per_group": self.h // self.g, "p": self.p, "n": self.n}
-        tiles = {"Q": rows, "W": min(_padded(self.p), WIDEST), "N": _padded(self.n), "PRECISION": precision}
+        tiles = {"Q": rows, "W": min(_padded(self.p), WIDEST), "N": _padded(self.n), "PRECISION": PRODUCTS}
         self.options = sizes | tiles | {"num_warps": WARPS[x.dtype], "num_stages": 1}
         self.strides = {f"{name}_stride": t.stride(0) for name, t in (("x", self.x), ("B", self.B), ("C", self.C))}
 
