@@ -104,8 +104,7 @@ def write_ranks(ranks: list, train_data, test_data, config) -> Path:
     """
     path, dataset = ranks_file(config["result_file"]), test_data.dataset
     fields = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
-    targets = dataset.inter_feat.table[:, 3]  # in the order of the loader, and so of the ranks
-    lengths = targets - dataset.inter_feat.events.first_event(targets)
+    lengths = dataset.inter_feat.history_lengths()  # in the order of the loader, and so of the ranks
     counts = training_counts(train_data.dataset.inter_feat, dataset.item_num)
     part = Path(f"{path}.part")
     with open(part, "w", newline="", encoding="utf-8") as file:

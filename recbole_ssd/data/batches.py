@@ -119,10 +119,10 @@ class EvalBatches(Dataset):
 
     def _packed(self, index):
         rows = self.recbole_dataset.inter_feat[index]
-        fields, _ = packed_stream(rows.events.items, rows.table[:, 1], rows.lengths(), self.gaps)
+        fields, _ = packed_stream(rows.events.items, rows.starts, rows.lengths(), self.gaps)
         return Interaction(
             {
-                self.names["user"]: torch.from_numpy(rows.table[:, 0].copy()),
+                self.names["user"]: torch.from_numpy(rows.users.copy()),
                 self.names["stream"]: fields.pop("stream"),
                 **fields,
                 self.names["item"]: torch.from_numpy(rows.target_items()),

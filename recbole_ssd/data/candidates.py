@@ -31,11 +31,9 @@ def history_items(rows):
         tuple[numpy.ndarray, numpy.ndarray]: Row number and item, int64, one entry per event that
         is not the target's item.
     """
-    target = rows.table[:, 3]
-    first = rows.events.first_event(target)
-    lengths = target - first
+    lengths = rows.history_lengths()
     row = np.repeat(np.arange(len(rows)), lengths)
-    item = rows.events.items[slices_index(first, lengths)]
+    item = rows.events.items[slices_index(rows.targets - lengths, lengths)]
     keep = item != rows.target_items()[row]
     return row[keep], item[keep]
 

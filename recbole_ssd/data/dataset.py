@@ -190,10 +190,10 @@ class SequentialDataset(RecBoleSequentialDataset):
             self._drop_unused_col()
         self.inter_feat = rows = self.inter_feat.in_time_order()
         split, group_by = args["split"], args["group_by"]
-        parts = split_rows(rows.table[:, 0], rows.target_time(), split, group_by)
+        parts = split_rows(rows.users, rows.target_time(), split, group_by)
         self._check_parts([len(part) for part in parts], split)
         if self.exact:
-            self._log_moved(rows[parts[2]].table[:, 3], split, group_by)
+            self._log_moved(rows[parts[2]].targets, split, group_by)
         return [self.copy(rows[part]) for part in parts]
 
     def _check_parts(self, sizes, split):
@@ -250,7 +250,7 @@ class SequentialDataset(RecBoleSequentialDataset):
         Returns:
             scipy.sparse.spmatrix: Shape (user_num, item_num).
         """
-        target = self.inter_feat.table[:, 3]
+        target = self.inter_feat.targets
         first = target[target - 1 == self.events.first_event(target)] - 1  # seen in no other row as a target
         columns = self.events.columns
         names = [self.uid_field, self.iid_field] + ([value_field] if value_field else [])

@@ -21,7 +21,7 @@ def split_fingerprint(valid, test):
     for phase, part in (("valid", valid), ("test", test)):
         dataset = getattr(part, "_dataset", part)
         rows = dataset.inter_feat
-        users = dataset.field2id_token[dataset.uid_field][rows.table[:, 0]]
+        users = dataset.field2id_token[dataset.uid_field][rows.users]
         items = dataset.field2id_token[dataset.iid_field][rows.target_items()]
         pairs = sorted(f"{user}\x1f{item}" for user, item in zip(users, items, strict=True))
         digest.update("\x1e".join([phase, *pairs, ""]).encode())

@@ -20,7 +20,7 @@ def training_counts(rows, n_items):
         numpy.ndarray: int64, shape (n_items,).
     """
     events = rows.events
-    first = events.starts[np.unique(rows.table[:, 0])]  # a user's first event is nobody's target
+    first = events.starts[np.unique(rows.users)]  # a user's first event is nobody's target
     return np.bincount(np.concatenate([rows.target_items(), events.items[first]]), minlength=n_items)
 
 

@@ -103,13 +103,32 @@ class Rows:
             return self.events.columns[name][self.table[:, TARGET]]
         return WindowColumn(self, name)
 
+    @property
+    def users(self):
+        """User of each row, int64, shape (r,)."""
+        return self.table[:, USER]
+
+    @property
+    def starts(self):
+        """First event of each row's window, int64, shape (r,)."""
+        return self.table[:, START]
+
+    @property
+    def targets(self):
+        """Event to predict in each row, int64, shape (r,)."""
+        return self.table[:, TARGET]
+
     def lengths(self):
         """Events in each row's window, int64, shape (r,)."""
-        return self.table[:, END] - self.table[:, START]
+        return self.table[:, END] - self.starts
+
+    def history_lengths(self):
+        """Events of each row's user before the target, in the window or not, int64, shape (r,)."""
+        return self.targets - self.events.first_event(self.targets)
 
     def target_items(self):
         """Item to predict in each row, int64, shape (r,)."""
-        return self.events.items[self.table[:, TARGET]]
+        return self.events.items[self.targets]
 
     def window(self, name):
         """The padded windows of one column.
