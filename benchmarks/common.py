@@ -11,6 +11,8 @@ from recbole.utils import init_seed
 from record import SEED
 
 from recbole_ssd import Config, create_dataset, data_preparation
+from recbole_ssd.data.dataloader import is_packed
+from recbole_ssd.optimizer import for_packed
 
 LOOK = 50  # steps between two looks at the clock, for which the device is waited for
 
@@ -30,12 +32,11 @@ class Steps:
         init_seed(SEED, True)
         self.data, self.valid_data, _ = data_preparation(self.config, create_dataset(self.config))
         self.model = self.config.model_class(self.config, self.data.dataset).to(self.device).train()
-        self.optimizer = self.build_optimizer()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.config["learning_rate"])
+        if is_packed(self.config):  # as our Trainer has it; RecBole's models keep RecBole's
+            self.optimizer = for_packed(self.optimizer, self.model)
         self.n_batches = len(self.data)
         self._batches, self._epochs = iter(()), 0
-
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.model.parameters(), lr=self.config["learning_rate"])
 
     def batches(self) -> Iterator:
         """The batches of an epoch, on the model's device."""

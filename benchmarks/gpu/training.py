@@ -49,10 +49,7 @@ LEAST_S = 5.0  # of its steps, if loading took the share
 
 
 class DeviceSteps(Steps):
-    """Steps whose batches arrive one ahead of the model, and whose optimizer is one kernel: as in our Trainer."""
-
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.model.parameters(), lr=self.config["learning_rate"], fused=True)
+    """Steps whose batches arrive one ahead of the model, as in our Trainer."""
 
     def batches(self) -> Iterator:
         return batches_on(self.device, self.data)
