@@ -15,6 +15,7 @@ from recbole_ssd.data import create_dataset, data_preparation  # noqa: E402
 from recbole_ssd.logger import init_logger  # noqa: E402
 from recbole_ssd.model_lookup import get_model  # noqa: E402
 from recbole_ssd.quick_start import load_data_and_model, objective_function, run_recbole_ssd  # noqa: E402
+from recbole_ssd.recommendation import recommend  # noqa: E402
 from recbole_ssd.trainer import Trainer, get_trainer  # noqa: E402
 from recbole_ssd.version import __version__  # noqa: E402
 
@@ -30,5 +31,6 @@ __all__ = [
     "init_seed",
     "load_data_and_model",
     "objective_function",
+    "recommend",
     "run_recbole_ssd",
 ]

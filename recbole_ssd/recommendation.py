@@ -1,0 +1,94 @@
+"""What a trained model recommends: to users of the data set or to anybody else, a history is all it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from recbole.data.interaction import Interaction
+
+from recbole_ssd.model_lookup import did_you_mean
+
+AT_ONCE = 1024  # histories that are scored together
+
+
+def recommend(
+    model: torch.nn.Module, dataset, histories: Sequence[Sequence[str]], k: int = 10, exclude_history: bool = True
+) -> list[list[tuple[str, float]]]:
+    """The best items to follow each history.
+
+    Args:
+        model: a sequential model, ours or RecBole's, as `load_data_and_model` gives it. Its weights are not changed.
+        dataset: the data set that it was trained on, which knows the names of items.
+        histories: of item names, as the data set's file spells them, the latest last. RecBole's models read as many of
+            the latest as their MAX_ITEM_LIST_LENGTH, ours what they read in training.
+        k: how many.
+        exclude_history: whether what is in a history is left out.
+
+    Returns:
+        for each history k pairs of an item's name and its score, the best first; fewer where not so many are left.
+
+    Raises:
+        ValueError: if a history is empty or has an item that the data set does not know, or the model needs more than
+            items to score one.
+    """
+    if k < 1:
+        raise ValueError(f"k should be 1 or more, it is {k}")
+    if getattr(model, "time_gap", None) is not None:
+        raise ValueError("this model reads the time between events (time_gaps), which these histories do not tell")
+    rows = [_numbers(history, place, dataset) for place, history in enumerate(histories)]
+    training, found = model.training, []
+    model.eval()
+    try:
+        with torch.no_grad():
+            for begin in range(0, len(rows), AT_ONCE):
+                found += _best(model, dataset, rows[begin : begin + AT_ONCE], k, exclude_history)
+    finally:
+        model.train(training)
+    return found
+
+
+def _numbers(history: Sequence[str], place: int, dataset) -> torch.Tensor:
+    """The items of a history as the model numbers them, int64."""
+    if isinstance(history, str) or not len(history):
+        raise ValueError(f"history {place} should be a list of item names, it is {history!r}")
+    known = dataset.field2token_id[dataset.iid_field]
+    for item in history:
+        if known.get(str(item), 0) == 0:  # 0 is the padding
+            names = known.keys() - {"[PAD]"}
+            raise ValueError(f"history {place}: the data set has no item '{item}'{did_you_mean(str(item), names)}")
+    return torch.tensor([known[str(item)] for item in history])
+
+
+def _best(model, dataset, rows: list, k: int, exclude_history: bool) -> list[list[tuple[str, float]]]:
+    batch = _packed(model, rows) if getattr(model, "packed", False) else _padded(model, rows)
+    try:
+        scores = model.full_sort_predict(batch.to(model.device)).view(len(rows), -1).float().cpu()
+    except KeyError as error:
+        raise ValueError(f"{type(model).__name__} reads {error} beside the items of a history") from error
+    scores[:, 0] = -torch.inf  # the padding
+    if exclude_history:
+        owner = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row) for row in rows]))
+        scores[owner, torch.cat(rows)] = -torch.inf
+    best = scores.topk(min(k, scores.shape[1]))
+    names = dataset.id2token(dataset.iid_field, best.indices)
+    return [
+        [(str(name), score) for name, score in zip(*row) if score > -torch.inf]
+        for row in zip(names, best.values.tolist())
+    ]
+
+
+def _packed(model, rows: list) -> Interaction:
+    """One stream, as our models read it."""
+    rows = [row[-(model.max_seq_length or len(row)) :] for row in rows]
+    borders = torch.tensor([0, *map(len, rows)], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return Interaction({model.ITEM_SEQ: torch.cat(rows), "cu_seqlens": borders})
+
+
+def _padded(model, rows: list) -> Interaction:
+    """A row of a fixed width for each history, as RecBole's models read it."""
+    width = model.max_seq_length
+    rows = [row[-width:] for row in rows]
+    table = torch.stack([F.pad(row, (0, width - len(row))) for row in rows])
+    return Interaction({model.ITEM_SEQ: table, model.ITEM_SEQ_LEN: torch.tensor([len(row) for row in rows])})

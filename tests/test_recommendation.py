@@ -1,0 +1,77 @@
+"""recommend: the best items for histories of anybody, by name."""
+
+import pytest
+import torch
+from recbole.utils.case_study import full_sort_topk
+
+from recbole_ssd import load_data_and_model, recommend, run_recbole_ssd
+from tests.conftest import ROOT
+
+SETTINGS = {"data_path": str(ROOT / "dataset"), "epochs": 1, "show_progress": False, "MAX_ITEM_LIST_LENGTH": 5}
+
+
+@pytest.fixture(scope="module", params=["SSD4Rec", "MambaRec", "GRU4Rec", "SASRec"])
+def trained(request, tmp_path_factory):
+    """Config, model, data set and loader of the test, from a checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp(request.param))
+        result = run_recbole_ssd(request.param, "tiny", config_dict=SETTINGS)
+        config, model, dataset, _, _, test_data = load_data_and_model(result["checkpoint"])
+    return config, model, dataset, test_data
+
+
+def test_users_get_what_recboles_own_top_k_gives_them(trained):
+    config, model, dataset, test_data = trained
+    rows = test_data.dataset.inter_feat[:4]
+    items = dataset.field2id_token[dataset.iid_field]
+    histories = [
+        items[rows.events.items[first : first + length]].tolist()
+        for first, length in zip(rows.targets - rows.history_lengths(), rows.history_lengths())
+    ]
+    users = torch.from_numpy(rows.users)
+    values, indices = full_sort_topk(users, model, test_data, k=41, device=config["device"])
+    found = recommend(model, dataset, histories, k=40, exclude_history=False)
+    for row, score, index in zip(found, values, indices):
+        theirs = [(name, value) for name, value in zip(items[index], score.tolist()) if name != "[PAD]"]
+        assert [name for name, _ in row] == [name for name, _ in theirs]
+        torch.testing.assert_close([value for _, value in row], [value for _, value in theirs], rtol=1e-5, atol=1e-5)
+
+
+def test_a_history_is_left_out_and_mode_and_batches_do_not_matter(trained, monkeypatch):
+    _, model, dataset, _ = trained
+    items = dataset.field2id_token[dataset.iid_field][1:].tolist()
+    histories = [items[:3], items[5:6], items[2:14]]
+    found = recommend(model, dataset, histories, k=100)
+    for row, history in zip(found, histories):
+        assert {name for name, _ in row} == set(items) - set(history)
+        assert [score for _, score in row] == sorted((score for _, score in row), reverse=True)
+    monkeypatch.setattr("recbole_ssd.recommendation.AT_ONCE", 2)
+    model.train()
+    again = recommend(model, dataset, histories, k=100)
+    assert model.training
+    model.eval()
+    for one, other in zip(found, again):
+        assert [name for name, _ in one] == [name for name, _ in other]
+        torch.testing.assert_close([s for _, s in one], [s for _, s in other], rtol=1e-5, atol=1e-5)
+    assert recommend(model, dataset, []) == []
+
+
+@pytest.mark.parametrize(
+    ("histories", "words"),
+    [
+        ([["i1"], []], r"history 1 should be a list of item names, it is \[\]"),
+        (["1"], "history 0 should be a list of item names, it is '1'"),
+        ([["no such item"]], "history 0: the data set has no item 'no such item'"),
+        ([["[PAD]"]], r"the data set has no item '\[PAD\]'"),
+    ],
+)
+def test_what_is_no_history_is_refused(trained, histories, words):
+    _, model, dataset, _ = trained
+    with pytest.raises(ValueError, match=words):
+        recommend(model, dataset, histories)
+
+
+def test_no_items_are_asked_for_in_a_sentence(trained):
+    _, model, dataset, _ = trained
+    with pytest.raises(ValueError, match="k should be 1 or more, it is 0"):
+        recommend(model, dataset, [], k=0)
