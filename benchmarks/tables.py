@@ -17,7 +17,8 @@ from recbole_ssd.model_lookup import own_models
 RESULTS = Path(__file__).parent / "results"
 NOTE = (
     "Protocol A ranks what is in the history too, B leaves it out; ± is the standard deviation over seeds, without it "
-    "there is one. ¹ a time limit ended the training. On ml-100k, amazon-beauty and ml-1m ours are trained with "
+    "there is one, and what is empty was not run. ¹ a time limit ended the training, for RecBole's models ten minutes; "
+    "they have its defaults but for what the report names. On ml-100k, amazon-beauty and ml-1m ours are trained with "
     "`repeat_bias` and so leave the history out by themselves; RecBole's cannot: compare them under B."
 )
 
@@ -79,11 +80,13 @@ def model_records(folder: Path = RESULTS / "models") -> dict[str, list[dict]]:
 
 def results_table() -> str:
     """Test NDCG@10 of every model on every data set, from the reports of `make experiment NAME=models` and `seeds`."""
-    best, data = {}, []
+    best, data, sources = {}, [], []
     for name in ("models", "seeds"):
         for file in sorted((RESULTS / "experiments").glob(f"*/{name}/summary.json")):
             summary = json.loads(file.read_text(encoding="utf-8"))
             data.append(summary["dataset"])
+            link = file.with_name("report.md").relative_to(RESULTS.parents[1]).as_posix()
+            sources.append(f"[{summary['dataset']}{', seeds' if name == 'seeds' else ''}]({link})")
             for row in summary["tables"][0]["models"]:
                 key = row["label"], summary["dataset"]
                 if len(row["seeds"]) > len(best.get(key, {"seeds": ()})["seeds"]):
@@ -93,9 +96,8 @@ def results_table() -> str:
     ours = own_models()
     names = [label if label in ours else f"RecBole's {label}" for label in labels]
     rows = [[name, *(_both(best.get((label, d))) for d in data)] for name, label in zip(names, labels, strict=True)]
-    sources = [f"[{name}](benchmarks/results/experiments/{name}/models/report.md)" for name in data]
     table = Table(["test NDCG@10, A · B", *data], rows).format("pipe")
-    return f"{table}\n\n{NOTE} Commands, commits, seconds and curves: {', '.join(sources)}."
+    return f"{table}\n\n{NOTE} Commands, commits, seconds and curves: {', '.join(sorted(sources))}."
 
 
 def _both(row: dict | None) -> str:

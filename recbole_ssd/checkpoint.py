@@ -64,7 +64,8 @@ def read_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dic
             f"'{path}' is no checkpoint of recbole-ssd: it holds something else than tensors, numbers "
             "and text. Plain RecBole pickles its Config and is not read; train the model again"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    # Bytes that are no pickle may stand for any operation: torch raises what that one does.
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"checkpoint '{path}' ({os.path.getsize(path)} bytes) is truncated or no checkpoint: "
             "copy it again, or train the model again"

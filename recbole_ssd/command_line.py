@@ -14,6 +14,7 @@ from recbole_ssd.comparison.options import is_comparison
 from recbole_ssd.model_lookup import model_lines
 from recbole_ssd.quick_start import run_recbole_ssd
 from recbole_ssd.settings import read_yaml
+from recbole_ssd.version import __version__
 
 DEFAULT_MODEL = "SSD4Rec"
 DEFAULT_DATASET = "ml-100k"
@@ -38,13 +39,14 @@ Without arguments: {DEFAULT_MODEL} on {DEFAULT_DATASET}.
   --output=FOLDER        of a comparison (comparison/<dataset>); --export=latex  adds table.tex; --jobs=N at a time
   --list_models          names the models, one line each
   --state=DEBUG          more log lines, and tracebacks instead of sentences
-  --help                 this text
+  --help, --version      this text; the version
 
 Later wins: RecBole's settings, properties/overall.yaml, the folders model, dataset and tuned beside it,
 config files, this line."""
 
 
 FLAGS = ("--dry_run",)  # may stand without a value
+ALONE = ("--help", "--version", "--list_models")  # answered at once, whatever else is asked
 
 
 class Settings(dict):
@@ -73,14 +75,23 @@ def parse(arguments: list[str]) -> Settings:
         argument = f"{argument}=True" if argument in FLAGS else argument
         key, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals or not key:
-            hint = f"--{argument.lstrip('-') or 'key'}=VALUE" if not equals else "--key=value"
-            raise ValueError(f"argument '{argument}' is not of the form --key=value: write {hint}, or see --help")
+            raise ValueError(
+                f"argument '{argument}' is not of the form --key=value: write {_meant(argument)}, or see --help"
+            )
         if key in settings:
             raise ValueError(f"'--{key}' is given twice, as '{settings[key]}' and as '{value}'")
         settings[key] = value
     if "config_files" in settings:
         settings["config_files"] = settings["config_files"].split()
     return settings
+
+
+def _meant(argument: str) -> str:
+    """What a user may have meant by something else than --key=value."""
+    key, equals, value = argument.lstrip("-").partition("=")
+    key = key.replace("-", "_")
+    flag = f"--{key}" in (*FLAGS, *ALONE)
+    return f"--{key}" if flag and not equals else f"--{key or 'key'}={value or 'VALUE'}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,6 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
         print(HELP)
+        return 0
+    if "--version" in arguments:
+        print(f"recbole-ssd {__version__}")
         return 0
     try:
         if "--list_models" in arguments:

@@ -211,12 +211,13 @@ def _turn_off_negatives_for_ce(settings: dict) -> None:
 
 
 def _load_needed_columns(settings: dict) -> None:
-    """Adds to `load_col` the time, without which RecBole dies, and the item features that a model reads."""
+    """Adds to `load_col` what nobody can do without, user, item and time, and the item features that a model reads."""
     columns = settings.get("load_col")
     if not isinstance(columns, dict):
         return
     if columns.get("inter"):
-        columns["inter"] = _with(columns["inter"], [settings["TIME_FIELD"]])
+        needed = [settings[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+        columns["inter"] = _with(columns["inter"], needed)
     if settings.get("selected_features"):
         item = columns.get("item") or [settings["ITEM_ID_FIELD"]]
         columns["item"] = _with(item, settings["selected_features"])

@@ -19,7 +19,11 @@ WORKED_OUT = (
     "valid_neg_sample_args",
     "test_neg_sample_args",
 )
-RENAMED = {"neg_sampling": "train_neg_sample_args", "training_neg_sample_num": "train_neg_sample_args"}
+RENAMED = {
+    "neg_sampling": "train_neg_sample_args",
+    "training_neg_sample_num": "train_neg_sample_args",
+    "config_file": "config_files",
+}
 PACKED_ONLY = ("supervision", "loss_precision", "label_smoothing", "cosine_temperature", "repeat_bias", "time_gaps")
 
 ONE_OF = {
@@ -34,7 +38,12 @@ ONE_OF = {
     "amp_dtype": ("bfloat16", "float16"),
     "loss_precision": ("float32", "bfloat16"),
     "lr_schedule": ("constant", "linear", "cosine"),
+    "bidirectional": ("readout", "flip", "none"),
     "dropout_place": ("output", "residual"),
+    "block": ("full", "mixer"),
+    "ssm": ("mamba1", "mamba2"),
+    "dt_init": ("paper", "authors"),
+    "gate": ("running_mean", "token", "top1"),
 }
 POSITIVE = (
     "epochs",
@@ -154,9 +163,13 @@ def _check_keys(sources: dict, known: set) -> None:
         if key in WORKED_OUT:
             raise ValueError(f"'{key}' ({source}) is worked out from the other settings: take the key away")
         if key in RENAMED:
-            raise ValueError(f"'{key}' ({source}) has no effect in RecBole 1.2: use '{RENAMED[key]}'")
+            raise ValueError(f"'{key}' ({source}) has no effect: use '{RENAMED[key]}'")
+        outer, dot, inner = str(key).partition(".")
+        if dot and outer in INNER_KEYS:
+            raise ValueError(f"'{key}' ({source}) is a part of '{outer}': write {outer}=\"{{{inner}: VALUE}}\"")
         if key not in known:
-            raise ValueError(f"unknown key '{key}' in {source}{did_you_mean(str(key), known)}")
+            names = known - {*RENAMED, *WORKED_OUT, *SEVERAL_PROCESSES} | {"config_files"}
+            raise ValueError(f"unknown key '{key}' in {source}{did_you_mean(str(key), names)}")
 
 
 def _check_value(key: str, value, default, source: str) -> None:

@@ -50,7 +50,8 @@ def load_data_and_model(model_file: str, model=None) -> tuple:
         model (type, optional): the model's class, where its name alone does not find it.
 
     Returns:
-        config, model, dataset, train_data, valid_data and test_data, as RecBole's function gives them.
+        config, model, dataset, train_data, valid_data and test_data, as RecBole's function gives them; the model is
+        set to evaluate, without dropout and masks.
 
     Raises:
         ValueError: if the file is no checkpoint, or its data are not there.
@@ -61,6 +62,7 @@ def load_data_and_model(model_file: str, model=None) -> tuple:
     init_logger(config)
     dataset, train_data, valid_data, test_data, model = _build(config)
     load_weights(model, checkpoint, config.given(), model_file)
+    model.eval()
     return config, model, dataset, train_data, valid_data, test_data
 
 

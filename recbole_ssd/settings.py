@@ -140,13 +140,17 @@ def parse_value(key: str, value):
     ([5, 10], 0.001, False)
     >>> parse_value("loss_type", "CE"), parse_value("dataset", "2020")
     ('CE', '2020')
-    >>> parse_value("metrics", "[Hit, NDCG]"), parse_value("load_col", "{item: [item_id]}")
-    (['Hit', 'NDCG'], {'item': ['item_id']})
+    >>> parse_value("metrics", "[Hit, NDCG]"), parse_value("metrics", "Hit,NDCG")
+    (['Hit', 'NDCG'], ['Hit', 'NDCG'])
+    >>> parse_value("load_col", "{item: [item_id]}")
+    {'item': ['item_id']}
     """
     if not isinstance(value, str) or key in TEXT_KEYS and value != "None":
         return value
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
+    if key == "metrics" and value[:1].isalpha():
+        return [name.strip() for name in value.split(",")]
     try:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -21,7 +21,9 @@ def test_reads_any_key_and_splits_at_the_first_equals_sign():
     [
         ("SASRec", "write --SASRec=VALUE"),
         ("--model", "write --model=VALUE"),
-        ("-model=x", "is not of the form --key=value"),
+        ("-model=x", "write --model=x, or see --help"),
+        ("--dry-run", "write --dry_run, or see --help"),
+        ("help", "write --help, or see --help"),
         ("--=x", "is not of the form --key=value"),
         ("--seed=1", "'--seed' is given twice, as '2' and as '1'"),
     ],

@@ -20,6 +20,9 @@ HALF = {"enable_amp": True, "amp_dtype": "float16"}
 REFUSED = [
     ({"lerning_rate": 0.1}, "unknown key 'lerning_rate' in config_dict. Did you mean 'learning_rate'?"),
     ({"zzzzqqq": 1}, "unknown key 'zzzzqqq' in config_dict"),
+    ({"config_file": "a.yaml"}, "'config_file' (config_dict) has no effect: use 'config_files'"),
+    ({"config_file_list": "a.yaml"}, "Did you mean 'config_files'?"),
+    ({"eval_args.mode": "uni10"}, "is a part of 'eval_args': write eval_args=\"{mode: VALUE}\""),
     ({"neg_sampling": {}}, "use 'train_neg_sample_args'"),
     ({"MODEL_TYPE": 1}, "'MODEL_TYPE' (config_dict) is worked out"),
     ({"nproc": 2}, "several processes"),
@@ -246,6 +249,12 @@ def test_given_rebuilds_an_equal_config(names):
     assert again.given() == config.given()
     assert not again.notes
     assert yaml.safe_load(yaml.safe_dump(config.given())) == config.given()
+
+
+def test_own_names_of_columns_are_loaded():
+    names = {"USER_ID_FIELD": "Customer ID", "ITEM_ID_FIELD": "sku", "TIME_FIELD": "when"}
+    columns = Config("GRU4Rec", "unheard-of", config_dict=names)["load_col"]["inter"]
+    assert {"Customer ID", "sku", "when"} <= set(columns)
 
 
 def test_what_is_set_later_is_given_too():

@@ -232,13 +232,14 @@ def _lose_a_key(path):
         (_truncate, "is truncated or no checkpoint"),
         (lambda path: path.write_bytes(b""), "is truncated or no checkpoint"),
         (lambda path: path.write_text("key: value\n" * 100), "is no checkpoint"),
+        (lambda path: path.write_text("hello"), "is truncated or no checkpoint"),
         (lambda path: torch.save({"config": _Malice()}, path), "holds something else than tensors"),
         (lambda path: path.write_bytes(pickle.dumps(_Malice())), "is no checkpoint"),
         (lambda path: torch.save([1, 2], path), "it lacks config"),
         (_lose_a_key, "it lacks state_dict"),
         (Path.unlink, "does not exist"),
     ],
-    ids=["truncated", "empty", "text", "code", "pickle", "list", "key", "missing"],
+    ids=["truncated", "empty", "text", "word", "code", "pickle", "list", "key", "missing"],
 )
 def test_a_spoiled_checkpoint_is_refused_in_a_sentence(checkpoint, build, spoil, words):
     spoil(checkpoint)

@@ -21,6 +21,8 @@ from recbole_ssd.comparison.runner import folder_lock, run_all
 from recbole_ssd.comparison.runs import Run, check_one_protocol, plan_runs
 from recbole_ssd.comparison.search import plan_searches, tune, tuning_blocks
 from recbole_ssd.comparison.tables import words
+from recbole_ssd.config import Config
+from recbole_ssd.data.download import check_known
 from recbole_ssd.environment import check_folder
 
 
@@ -43,6 +45,8 @@ def compare(settings: dict, files: list, defaults: tuple[str, str], command: str
     options, models, notes = read_options(settings, files, *defaults)
     runs = plan_runs(models, options.seeds)
     check_one_protocol(runs, options.separate_tables)
+    config = Config(config_dict=next(iter(models.values())))
+    check_known(config["dataset"], config["data_path"])
     folder = Path(options.output or Path("comparison") / runs[0].settings["dataset"])
     runs_folder = Path(options.runs or folder / "runs")
     searches = plan_searches(options, models, folder)

@@ -98,6 +98,10 @@ def read_space(path: str, labels: dict[str, str]) -> dict[str, list[Dimension]]:
         section = next((content[name] for name in (label, model, ALL) if name in content), None)
         if section is not None:
             spaces[label] = _section(section, label, Path(path))
+    if not spaces:
+        raise ValueError(
+            f"search file '{path}' has a section for none of the models: add one named {', '.join(labels)} or {ALL}"
+        )
     return spaces
 
 

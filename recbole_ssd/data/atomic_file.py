@@ -44,8 +44,8 @@ def check_header(path, separator, encoding):
         if not name or kind not in TYPES:
             raise ValueError(
                 f"{path}, line 1, column {number}: expected name:type with a type of {', '.join(TYPES)}, "
-                f"got {field!r}; columns are "
-                f"separated by {separator!r}; set `field_separator` if the file uses another"
+                f"got {field!r}; write such as user_id:token, item_id:token and timestamp:float; columns are separated "
+                f"by {separator!r}, or by what `field_separator` says"
             )
     names = [field.partition(":")[0] for field in fields]
     if len(set(names)) < len(names):
@@ -119,7 +119,8 @@ def blame(path, separator, encoding, header, error):
                 line = int(wrong.to_numpy().argmax())
                 return (
                     f"{path}, line {line + 2}, column '{name}': expected a number, got "
-                    f"{column.iloc[line]!r}; mend the line, or declare the column as {name}:token"
+                    f"{column.iloc[line]!r}; mend the line (a time is a number, such as seconds since "
+                    f"1970), or declare a column of text as {name}:token"
                 )
     return f"{path} cannot be read: {error}"
 

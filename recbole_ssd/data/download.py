@@ -35,6 +35,35 @@ def where_to_put(name, folder):
     )
 
 
+def check_known(name, folder):
+    """Refuse a data set that lies nowhere and cannot be downloaded.
+
+    Args:
+        name (str): The data set's name.
+        folder (str): Where it belongs.
+
+    Raises:
+        ValueError: If there is no such folder and the name is not on RecBole's list.
+    """
+    if os.path.isdir(folder) or name in known_datasets():
+        return
+    place = Path(folder).resolve().parent
+    if (place / f"{name}.inter").is_file():  # --data_path names the data set's own folder
+        hint = f"The file lies in {place}: put it into a folder of its name, and give the folder above as --data_path. "
+        if place.name == name:
+            hint = f"The file lies in {place}: give --data_path={place.parent}. "
+    else:
+        close = difflib.get_close_matches(
+            name.removesuffix(".inter"), [*_local_datasets(folder), *known_datasets()], n=3
+        )
+        hint = f"Did you mean {' or '.join(dict.fromkeys(close))}? " if close else ""
+    raise ValueError(
+        f"there is no data set '{name}': the folder {os.path.abspath(folder)} does not exist and "
+        f"RecBole's list of downloads does not have it. {hint}For your own data, "
+        f"{where_to_put(name, folder)}"
+    )
+
+
 def fetch(name, folder, logger):
     """Download and unpack a data set.
 
@@ -47,15 +76,8 @@ def fetch(name, folder, logger):
         ValueError: If the name is not on RecBole's list.
         RuntimeError: If the download fails or is declined. No folder is left behind.
     """
+    check_known(name, folder)
     urls = known_datasets()
-    if name not in urls:
-        close = difflib.get_close_matches(name, [*_local_datasets(folder), *urls], n=3)
-        hint = f"Did you mean {' or '.join(dict.fromkeys(close))}? " if close else ""
-        raise ValueError(
-            f"there is no data set '{name}': the folder {os.path.abspath(folder)} does not exist and "
-            f"RecBole's list of downloads does not have it. {hint}For your own data, "
-            f"{where_to_put(name, folder)}"
-        )
     logger.info(f"Download the data set [{name}] from [{urls[name]}].")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_S)  # urlopen without one waits forever behind a firewall

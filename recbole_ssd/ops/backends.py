@@ -9,7 +9,6 @@ from logging import getLogger
 from torch import Tensor
 
 ON_CPU = ("numba",)
-NOTES = {"numba": ", whose kernels are compiled at the first call, which takes a while, and kept for later runs"}
 
 
 def choose(
@@ -55,7 +54,7 @@ def _best(op: str, refusals: dict[str, Callable[[], str | None]]) -> str:
     for name, refusal in refusals.items():
         reason = refusal()
         if reason is None:
-            log_once(f"{op} runs on the backend '{name}'{NOTES.get(name, '')}{passed_over}")
+            log_once(f"{op} runs on the backend '{name}'{passed_over}")
             return name
         passed_over += f"; '{name}' would be faster, but {reason}"
     log_once(f"{op} runs on the backend 'torch'{passed_over}")

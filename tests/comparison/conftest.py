@@ -36,6 +36,7 @@ def fake_runs(monkeypatch, run_folder):
 def compared(fake_runs, monkeypatch):
     """A function that runs a comparison on `tiny`, without pictures, and gives its exit status."""
     monkeypatch.setattr(plots, "can_plot", lambda: False)
+    (fake_runs / "dataset" / "tiny").mkdir(parents=True)
 
     def call(model="SSD4Rec,GRU4Rec", files=(), **settings):
         settings = {"dataset": "tiny", **settings}

@@ -210,7 +210,10 @@ def test_ctrl_c_stops_the_run_and_says_how_to_go_on(run_folder):
     )
     environment = {**os.environ, "FAKE_HANG": "GRU4Rec-2020", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *COMMAND[2:], "--output=c"], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *COMMAND[2:], *FAST, "--output=c"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     wait_for(lambda: any(path.stat().st_size for path in Path("c/runs").glob("GRU4Rec*/run.log")))
     process.send_signal(signal.SIGINT)
@@ -228,6 +231,12 @@ def test_two_comparisons_do_not_share_a_folder(tmp_path):
                 pass
     with folder_lock(tmp_path / "x"):
         pass
+
+
+def test_data_that_are_not_there_are_refused_once_before_anything_runs(compared, run_folder):
+    with pytest.raises(ValueError, match="there is no data set 'tiny,ml-100k'"):
+        compared(dataset="tiny,ml-100k")
+    assert not (run_folder / "comparison").exists()
 
 
 def test_a_folder_of_another_data_set_is_refused(compared, capsys):

@@ -70,6 +70,7 @@ def test_a_section_may_name_a_hyper_file_beside_it(run_folder):
     ("text", "words"),
     [
         ("GRU4rec: {epochs: [1]}", "section 'GRU4rec', which is not compared. Did you mean 'GRU4Rec'"),
+        ("", "has a section for none of the models: add one named GRU4Rec"),
         ("GRU4Rec: 3", "should hold lines 'key: values'"),
         ("GRU4Rec: {epochs: 3}", "should be a list to choose from"),
         ("GRU4Rec: {epochs: []}", "nothing to choose from"),

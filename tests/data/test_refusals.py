@@ -194,6 +194,13 @@ def test_an_unknown_dataset_gets_a_suggestion(make_config):
         create_dataset(make_config("ml-1n"))
 
 
+def test_a_data_path_one_folder_too_deep_is_seen(make_config, toy, tmp_path):
+    with pytest.raises(ValueError, match=rf"The file lies in .*toy: give --data_path={tmp_path}\."):
+        create_dataset(make_config(data_path=str(tmp_path / "toy")))
+    with pytest.raises(ValueError, match="no data set 'toy.inter'.*Did you mean toy"):
+        create_dataset(make_config("toy.inter"))
+
+
 def test_a_folder_without_its_file_gets_a_sentence(make_config, tmp_path):
     (tmp_path / "toy").mkdir()
     with pytest.raises(ValueError, match="toy.inter does not exist: put toy.inter into"):

@@ -28,6 +28,7 @@ from numba.extending import overload
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from ..backends import log_once
 from ..packing import Segments
 
 BLOCK = 256  # tokens of a block, about: 50 microseconds of work
@@ -99,6 +100,8 @@ def _threads() -> int:
 def launch(kernel, *arguments) -> None:
     """Calls a parallel kernel with torch's number of threads; tensors are handed over as arrays, without a copy."""
     _forget_stale(kernel.stats.cache_path)
+    if not kernel.signatures and not _is_kept(kernel):
+        log_once("numba compiles kernels for this CPU, which takes most of a minute, and keeps them for later runs")
     arrays = [t.detach().numpy() if isinstance(t, Tensor) else t for t in arguments]
     threads = torch.get_num_threads()
     with _one_at_a_time:
@@ -107,6 +110,12 @@ def launch(kernel, *arguments) -> None:
             torch.set_num_threads(threads)
         with _blas().limit(limits=1):  # not before: a BLAS with OpenMP shares torch's number of threads
             kernel(*arrays)
+
+
+def _is_kept(kernel) -> bool:
+    """Whether numba has compiled the kernel in an earlier process, for whatever types."""
+    folder, name = kernel.stats.cache_path, kernel.py_func.__module__.rpartition(".")[2]
+    return folder is not None and any(Path(folder).glob(f"{name}.{kernel.py_func.__name__}-*.nbi"))
 
 
 @cache
