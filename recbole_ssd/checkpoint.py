@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from recbole_ssd.environment import whole
+
 _NEEDED = ("config", "epoch", "cur_step", "best_valid_score", "state_dict", "optimizer")
 
 
@@ -43,10 +45,9 @@ def set_random_state(state: dict, device: torch.device) -> None:
 
 
 def write_checkpoint(state: dict, path: Path | str) -> None:
-    """Writes a checkpoint whole or not at all: an interrupted write leaves the older one."""
-    part = f"{path}.part"
-    torch.save(state, part)
-    os.replace(part, path)
+    """Writes a checkpoint whole or not at all."""
+    with whole(path) as part:
+        torch.save(state, part)
 
 
 def read_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict:

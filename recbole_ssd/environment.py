@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +34,14 @@ def check_folder(folder: Path | str, what: str) -> None:
         raise ValueError(
             f"{what} '{folder}' cannot be written ({error.strerror}): choose another or change its rights"
         ) from None
+
+
+@contextmanager
+def whole(path: Path | str) -> Iterator[Path]:
+    """Where to write what shall lie at `path` whole or not at all: an interrupted write leaves the older file."""
+    part = Path(f"{path}.part")
+    yield part
+    os.replace(part, path)
 
 
 def peak_rss_mb() -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shlex
 import statistics
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from recbole_ssd.data.negatives import training_counts
-from recbole_ssd.environment import check_folder, commit, machine, peak_rss_mb, versions
+from recbole_ssd.environment import check_folder, commit, machine, peak_rss_mb, versions, whole
 
 # In the dict that run_recbole_ssd gives, not in the result file.
 NOT_IN_FILE = ("best_valid_score", "valid_score_bigger", "train_loss", "checkpoint", "log_file")
@@ -85,9 +84,8 @@ def make_result(
 def write_result(result: dict, path: Path | str) -> None:
     """Writes a result as JSON, whole or not at all. What only the caller in this process needs stays out."""
     kept = {key: value for key, value in result.items() if key not in NOT_IN_FILE}
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(kept, indent=1, allow_nan=True) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(json.dumps(kept, indent=1, allow_nan=True) + "\n", encoding="utf-8")
 
 
 def write_ranks(ranks: list, train_data, test_data, config) -> Path:
@@ -106,8 +104,7 @@ def write_ranks(ranks: list, train_data, test_data, config) -> Path:
     fields = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
     lengths = dataset.inter_feat.history_lengths()  # in the order of the loader, and so of the ranks
     counts = training_counts(train_data.dataset.inter_feat, dataset.item_num)
-    part = Path(f"{path}.part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
+    with whole(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*fields, "rank", "history_length", "item_count"])
         done = 0
@@ -116,7 +113,6 @@ def write_ranks(ranks: list, train_data, test_data, config) -> Path:
             columns += [values.tolist(), lengths[done : done + len(items)], counts[items.numpy()]]
             writer.writerows(zip(*columns, strict=True))
             done += len(items)
-    os.replace(part, path)
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from recbole_ssd.comparison.runs import by_protocol
 from recbole_ssd.comparison.statistics import DRAWS
 from recbole_ssd.comparison.summary import BY, Model, by_group, run_rows, summarize
 from recbole_ssd.comparison.tables import accuracy_table, cost_table, group_table, missing_table, settings_table
+from recbole_ssd.environment import whole
 
 FEW = 5  # seeds
 
@@ -87,9 +87,8 @@ def _write(blocks: list, shown: list[Table], grouped: list, records: list[Record
 
 
 def _replace(path: Path, text: str) -> None:
-    part = Path(f"{path}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _title(records: list[Record]) -> str:
