@@ -79,7 +79,7 @@ class Config(RecBoleConfig):
         """Changes a setting, also in what checkpoints and results tell of it."""
         super().__setitem__(key, value)
         if key in self._given:
-            self._given[key] = value
+            self._given[key] = config_checks.plain(value, key)
 
     # The steps of RecBole's constructor, in the order in which it calls them.
 

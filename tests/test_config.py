@@ -259,8 +259,9 @@ def test_own_names_of_columns_are_loaded():
 
 def test_what_is_set_later_is_given_too():
     config = Config(**BUILTIN)
-    config["epochs"], config["worked_out"] = 7, 1
-    assert config["epochs"] == config.given()["epochs"] == 7 and "worked_out" not in config.given()
+    config["epochs"], config["worked_out"] = np.int64(7), 1
+    given = config.given()
+    assert config["epochs"] == given["epochs"] == 7 and type(given["epochs"]) is int and "worked_out" not in given
 
 
 def test_ce_turns_negatives_off_and_bpr_keeps_them():
