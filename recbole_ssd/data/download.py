@@ -12,6 +12,7 @@ import os
 import socket
 import tempfile
 import zipfile
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from recbole.utils.url import decide_download, download_url, extract_zip, rename
 TIMEOUT_S = 30
 
 
+@cache
 def known_datasets():
     """RecBole's names of data sets and where their archives lie: dict[str, str]."""
     text = files("recbole").joinpath("properties/dataset/url.yaml").read_text(encoding="utf-8")

@@ -99,9 +99,10 @@ def _threads() -> int:
 
 def launch(kernel, *arguments) -> None:
     """Calls a parallel kernel with torch's number of threads; tensors are handed over as arrays, without a copy."""
-    _forget_stale(kernel.stats.cache_path)
-    if not kernel.signatures and not _is_kept(kernel):
-        log_once("numba compiles kernels for this CPU, which takes most of a minute, and keeps them for later runs")
+    if not kernel.signatures:  # its first call in this process
+        _forget_stale(kernel.stats.cache_path)
+        if not _is_kept(kernel):
+            log_once("numba compiles kernels for this CPU, which takes most of a minute, and keeps them for later runs")
     arrays = [t.detach().numpy() if isinstance(t, Tensor) else t for t in arguments]
     threads = torch.get_num_threads()
     with _one_at_a_time:
