@@ -21,6 +21,7 @@ from recbole_ssd import (
 )
 from recbole_ssd.logger import log_file
 from recbole_ssd.model_lookup import builtin_models, own_models
+from recbole_ssd.ops.backends import log_once
 from recbole_ssd.result import describe, protocol
 
 RESULT_KEYS = {
@@ -218,8 +219,10 @@ def test_two_logs_of_one_second_have_two_names(run_folder, tiny):
     names = set()
     for _ in range(2):
         init_logger(config)
+        log_once("ssd runs on a backend")
         names.add(log_file())
     assert len(names) == 2 and None not in names
+    assert all(Path(name).read_text().count("ssd runs on a backend") == 1 for name in names)
 
 
 def log_of(result) -> str:

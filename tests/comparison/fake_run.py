@@ -27,7 +27,10 @@ def result_of(settings: dict, ranks: np.ndarray) -> dict:
     hit = float((ranks <= 10).mean())
     metrics = {"hit@10": round(hit, 4), "ndcg@10": round(ndcg, 4)}
     seconds = len(settings["model"]) / 10
-    curve = [{"epoch": e, "seconds": (e + 1) * seconds, "result": {"ndcg@10": ndcg * (e + 1) / 3}} for e in range(3)]
+    curve = [
+        {"epoch": e, "seconds": (e + 1) * seconds, "result": {"hit@10": hit, "ndcg@10": ndcg * (e + 1) / 3}}
+        for e in range(3)
+    ]
     return {
         "model": settings["model"],
         "dataset": settings["dataset"],

@@ -239,6 +239,13 @@ def test_data_that_are_not_there_are_refused_once_before_anything_runs(compared,
     assert not (run_folder / "comparison").exists()
 
 
+def test_tables_of_two_deciding_metrics_are_reported(compared):
+    Path("two.yaml").write_text("models: {SSD4Rec: {}, GRU4Rec: {valid_metric: Hit@10}}\nseparate_tables: True\n")
+    assert compared(None, files=["two.yaml"]) == 0
+    (report,) = Path("comparison").glob("*/report.md")
+    assert "valid ndcg@10" in report.read_text() and "valid hit@10" in report.read_text()
+
+
 def test_a_folder_of_another_data_set_is_refused(compared, capsys):
     compared("GRU4Rec", output="here", seeds=1)
     with pytest.raises(ValueError, match="'here' holds a comparison on 'tiny', this one is on 'ml-100k'"):

@@ -168,6 +168,20 @@ def test_a_download_that_breaks_off_leaves_no_folder(make_config, tmp_path, monk
     assert (tmp_path / "seen").exists() and not (tmp_path / "ml-1m").exists()
 
 
+def test_a_download_that_another_process_finished_first_is_taken(make_config, tmp_path, monkeypatch):
+    def slower(url, folder):
+        (tmp_path / "ml-1m").mkdir()
+        (tmp_path / "ml-1m" / "ml-1m.inter").write_text(
+            "\n".join([HEADER, *["\t".join(map(str, row)) for row in GOOD]])
+        )
+        raise OSError("Directory not empty")
+
+    monkeypatch.setattr(download, "decide_download", lambda url: True)
+    monkeypatch.setattr(download, "download_url", slower)
+    config = make_config("ml-1m", user_inter_num_interval=None, item_inter_num_interval=None)
+    assert create_dataset(config).inter_num == len(GOOD)
+
+
 def test_a_download_is_unpacked_into_its_place(make_config, tmp_path, monkeypatch):
     import zipfile
 
