@@ -20,6 +20,7 @@ SWEPT = {  # the values of a key, in the order of the file's rows
     "time_order": ("time_order", ["exact", "exact", "recbole", "recbole"]),
     "time_gaps": ("time_gaps", [None, True, None, True]),
     "gate": ("gate", ["running_mean", "token", "top1", None, None]),
+    "mixture": ("hidden_size", [None, None, None, 192, None]),
     "scans": ("ssm", ["mamba1", "mamba2"] * 3),
     "seeds": ("model", ["MoEMaTrRec", "MambaRec"]),
     "recipe": ("model", ["SSD4Rec"] * 8),
