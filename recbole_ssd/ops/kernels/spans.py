@@ -49,12 +49,12 @@ def spans_of(segments: Segments, device: torch.device, chunk: int | None = None)
     chunk = chunk or CHUNK
     key = "spans", chunk, device
     if key not in segments.layouts:
-        segments.layouts[key] = _plan(segments.borders, chunk, device)
+        segments.layouts[key] = _plan(segments, chunk, device)
     return segments.layouts[key]
 
 
-def _plan(borders: Tensor, chunk: int, device: torch.device) -> Spans:
-    lengths = borders.diff()
+def _plan(segments: Segments, chunk: int, device: torch.device) -> Spans:
+    borders, lengths = segments.borders, segments.borders.diff()
     count = -(-lengths // chunk)  # chunks in each segment
     owner = torch.arange(len(lengths)).repeat_interleave(count)  # (c,)
     rank = torch.arange(len(owner)) - (count.cumsum(0) - count)[owner]
@@ -72,12 +72,11 @@ def _plan(borders: Tensor, chunk: int, device: torch.device) -> Spans:
     table = torch.stack([begin[first], end[last], before[first], after[last], blocks.cumsum(0) - blocks], 1)
 
     long = count[count > 1]
-    numbers = torch.arange(len(lengths)).repeat_interleave(lengths)  # (T,)
     return Spans(
         table=moved(table.int(), device),
         blocks=int(blocks.sum()),
         chunks=moved(torch.stack([begin[cut], end[cut]], 1).int(), device),
         chains=moved(torch.stack([long.cumsum(0) - long, long], 1).int(), device),
-        position=moved((torch.arange(len(numbers)) - borders[:-1][numbers]).int(), device),
-        owner=moved(numbers.int(), device),
+        position=segments.position.to(device, torch.int32),
+        owner=segments.seq_idx[0].to(device),
     )
