@@ -6,11 +6,12 @@ it, or from benchmarks/results/published.yaml.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from pathlib import Path
 from statistics import fmean
 
 import yaml
+from overview import COST_ONLY, anchor, best_and_fast, choices, finished, summaries, time_to_quality
 
 from recbole_ssd.comparison.document import Table
 from recbole_ssd.comparison.summary import mean_sd
@@ -21,9 +22,11 @@ EXPERIMENTS = ROOT / "benchmarks" / "experiments"
 PAGE = ROOT / "RESULTS.md"
 PUBLISHED = ROOT / "benchmarks" / "results" / "published.yaml"
 ORDER = ("models", "bidirectional", "supervision", "history_length", "mask_ratio", "losses", "depth_and_width", "gate")
-COST_ONLY = ("batch_memory",)  # too few epochs to learn anything from
 LEVEL = 0.05  # of p after Holm
-SHARE = 0.99  # of the best validation of a model, for the time to quality
+BEST = "The best models in test NDCG@10, the least seconds an epoch, and the seconds to what RecBole's SASRec reaches."
+CHOICES = """What each choice gives: its best value and how far its worst stays behind, in test NDCG@10, protocol A.
+The first line is the standard deviation over seeds of the models above. A choice is called level where best and worst
+lie no further apart than 95 of 100 pairs of runs that differ in the seed alone."""
 INTRODUCTION = """# Results
 Every number here is made from the data files beside the reports that are linked (`python benchmarks/results_page.py`),
 and every table by the command under it, with its files as they stood at the commit that is named. Test figures are
@@ -38,57 +41,35 @@ compare their rows with each other, and not with those of `models`."""
 
 def page(folder: Path = ROOT / "benchmarks" / "results" / "experiments") -> str:
     """The whole page."""
-    by_data = {}
-    for file in sorted(folder.glob("*/*/summary.json"), key=_place):
-        by_data.setdefault(file.parent.parent.name, []).append((file, json.loads(file.read_text(encoding="utf-8"))))
+    by_data, by_others = summaries(folder), yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
     parts = [INTRODUCTION]
     if by_data:
-        parts.append(overview(by_data))
-    by_others = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-    for data, summaries in by_data.items():
-        parts.append(f"## {data}\n{_measured(summaries)}")
-        parts += [experiment(file, summary, folder) for file, summary in summaries]
+        parts.append(overview(by_data, by_others))
+    for data, experiments in by_data.items():
+        parts.append(f"## {data}\n{_measured(experiments.values())}")
+        parts += [experiment(data, name, experiments[name], folder) for name in sorted(experiments, key=_place)]
         parts += published(by_others.get(data, []))
     return "\n\n".join(parts) + "\n"
 
 
-def _place(file: Path) -> tuple:
-    name = file.parent.name
-    return file.parent.parent.name, ORDER.index(name) if name in ORDER else len(ORDER), name
+def _place(name: str) -> tuple:
+    return ORDER.index(name) if name in ORDER else len(ORDER), name
 
 
-def overview(by_data: dict) -> str:
-    """One line for each experiment: what was best, what the first row was, what trains fastest."""
-    header = ("on", "experiment", "seeds", "best on test", "the first row", "difference", "fewest seconds an epoch")
-    lines = ["## In one screen", "", "| " + " | ".join(header) + " |", "|---|---|---:|---|---|---:|---|"]
-    for data, summaries in by_data.items():
-        for file, summary in summaries:
-            if file.parent.name in COST_ONLY:
-                continue
-            link, metric = f"[{file.parent.name}](#{_anchor(data, file.parent.name)})", summary["metric"]
-            for table in summary["tables"]:
-                first, done = table["models"][0], _done(table)
-                if not done:
-                    continue
-                best = max(done, key=lambda row: fmean(row["test"][metric]))
-                fast = min(done, key=lambda row: row["epoch_s"])
-                cells = [f"{row['name']} {mean_sd(row.get('test', {}).get(metric, []))}" for row in (best, first)]
-                cells += [_difference(best, first, metric), f"{fast['name']} {fast['epoch_s']:.2f}"]
-                lines.append(
-                    "| " + " | ".join([data, link, str(max(len(row["seeds"]) for row in done)), *cells]) + " |"
-                )
-    return "\n".join(lines)
+def overview(by_data: dict, published: dict) -> str:
+    """What is best, what is fast and what the choices give, on one screen."""
+    return "\n\n".join(["## In one screen", BEST, best_and_fast(by_data, published), CHOICES, choices(by_data)])
 
 
-def experiment(file: Path, summary: dict, folder: Path) -> str:
+def experiment(data: str, name: str, summary: dict, folder: Path) -> str:
     """Question, table, sentences and picture of one experiment."""
-    name, data, metric = file.parent.name, file.parent.parent.name, summary["metric"]
-    lines = [f'<a id="{_anchor(data, name)}"></a>\n### {name.replace("_", " ")} on {data}', _question(name)]
+    metric = summary["metric"]
+    lines = [f'<a id="{anchor(data, name)}"></a>\n### {name.replace("_", " ")} on {data}', _question(name)]
     for table in summary["tables"]:
-        if _done(table):
+        if finished(table):
             lines += [_table(table, metric), sentences(table, None if name in COST_ONLY else metric)]
-    place = Path("benchmarks") / "results" / "experiments" / file.parent.relative_to(folder)
-    pictures = sorted(file.parent.glob("*curves.png"))
+    place = Path("benchmarks") / "results" / "experiments" / data / name
+    pictures = sorted((folder / data / name).glob("*curves.png"))
     lines += [f"![validation over seconds]({place / picture.name})" for picture in pictures]
     source = f"[The report]({place / 'report.md'})"
     source += f", {summary['jobs']} runs at a time" if summary["jobs"] > 1 else ""
@@ -110,7 +91,7 @@ def published(rows: list[dict]) -> list[str]:
 
 def sentences(table: dict, metric: str | None) -> str:
     """What a table says of accuracy (not without a metric) and of cost, in two sentences made from its numbers."""
-    done = _done(table)
+    done = finished(table)
     fast, slow = (pick(done, key=lambda row: row["epoch_s"]) for pick in (min, max))
     cost = (
         f"An epoch takes {fast['epoch_s']:.2f} s with {fast['name']} and {slow['epoch_s']:.2f} s with {slow['name']}, "
@@ -141,30 +122,14 @@ def _names(rows: list[dict]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def time_to_quality(table: dict, baseline: str, metric: str) -> dict[str, float | None]:
-    """Seconds until each model's validation first reaches 99 % of the baseline's best, means over seeds.
-
-    None where a seed never does; empty where the baseline was not validated.
-    """
-    rows = {row["label"]: row for row in _done(table)}
-    if not rows.get(baseline, {}).get("valid"):
-        return {}
-    goal = SHARE * fmean(rows[baseline]["valid"])
-    found = {}
-    for label, row in rows.items():
-        reached = [next((s for s, value in curve if value >= goal), None) for curve in row["curves"]]
-        found[label] = None if None in reached else fmean(reached)
-    return found
-
-
 def _table(table: dict, metric: str) -> str:
-    done, others = _done(table), [row for row in table["models"] if not row.get("test")]
+    done, others = finished(table), [row for row in table["models"] if not row.get("test")]
     metrics = sorted(done[0]["test"], key=lambda name: name != metric)
     names = [f"test {name}" for name in metrics]
     both = any(row.get("test_other_history") for row in done)
     names += [f"test {metric}, history {other_history(table['protocol'])}"] if both else []
     header = ["", "seeds", *names, f"valid {metric}", "difference", "95 %", "p", "epoch s", "s to best", "peak MB"]
-    quality = time_to_quality(table, "SASRec", metric)
+    quality = time_to_quality(table, "SASRec")
     if quality:
         header.append("s to 99 % of SASRec")
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
@@ -184,9 +149,9 @@ def _table(table: dict, metric: str) -> str:
     return "\n".join(lines)
 
 
-def _measured(summaries: list) -> str:
+def _measured(experiments: Collection[dict]) -> str:
     """Users, targets, split and machine, of all tables of a data set."""
-    tables = [table for _, summary in summaries for table in summary["tables"]]
+    tables = [table for summary in experiments for table in summary["tables"]]
     splits = dict.fromkeys(
         f"{table['users']:,} users, {table['targets']:,} test targets, split {table['split_fingerprint']}, protocol "
         f"{table['protocol']['letter']}, time order {table['protocol']['time_order']}"
@@ -194,13 +159,15 @@ def _measured(summaries: list) -> str:
     )
     machines = dict.fromkeys(
         f"{place['gpu'] or place['cpu']}, {place['threads']} thread(s) a run"
-        for _, summary in summaries
+        for summary in experiments
         for place in summary["machines"]
     )
     versions = dict.fromkeys(
-        f"torch {version['torch']}, recbole {version['recbole']}" for _, s in summaries for version in s["versions"]
+        f"torch {version['torch']}, recbole {version['recbole']}"
+        for summary in experiments
+        for version in summary["versions"]
     )
-    commits = dict.fromkeys(commit for _, summary in summaries for commit in summary["commits"] if commit)
+    commits = dict.fromkeys(commit for summary in experiments for commit in summary["commits"] if commit)
     seeds = sorted({seed for table in tables for row in table["models"] for seed in row["seeds"]})
     told = ["; ".join(splits), "; ".join(machines), "; ".join(versions), f"seeds {', '.join(map(str, seeds))}"]
     told += [f"commit {', '.join(commits)}"] if commits else []
@@ -214,16 +181,8 @@ def _question(name: str) -> str:
     return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
 
 
-def _done(table: dict) -> list[dict]:
-    return [row for row in table["models"] if row.get("test")]
-
-
 def _difference(row: dict, first: dict, metric: str) -> str:
     return f"{fmean(row['test'][metric]) - fmean(first['test'][metric]):+.4f}" if first.get("test") else ""
-
-
-def _anchor(data: str, name: str) -> str:
-    return f"{data}-{name}"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from statistics import fmean
 
+from overview import COMPARISONS, both_protocols, models, summaries
+
 from recbole_ssd.comparison.document import Table
 from recbole_ssd.comparison.summary import mean_sd
 from recbole_ssd.model_lookup import own_models
@@ -81,17 +83,13 @@ def model_records(folder: Path = RESULTS / "models") -> dict[str, list[dict]]:
 def results_table() -> str:
     """Test NDCG@10 of every model on every data set, from the reports of `make experiment NAME=models` and `seeds`."""
     best, data, sources = {}, [], []
-    for name in ("models", "seeds"):
-        for file in sorted((RESULTS / "experiments").glob(f"*/{name}/summary.json")):
-            summary = json.loads(file.read_text(encoding="utf-8"))
-            data.append(summary["dataset"])
-            link = file.with_name("report.md").relative_to(RESULTS.parents[1]).as_posix()
-            sources.append(f"[{summary['dataset']}{', seeds' if name == 'seeds' else ''}]({link})")
-            for row in summary["tables"][0]["models"]:
-                key = row["label"], summary["dataset"]
-                if len(row["seeds"]) > len(best.get(key, {"seeds": ()})["seeds"]):
-                    best[key] = row
-    data = sorted(set(data))
+    for name, experiments in summaries(RESULTS / "experiments").items():
+        found = models(experiments)
+        best |= {(label, name): row for label, row in found.items()}
+        data += [name] if found else []
+        for comparison in sorted(COMPARISONS & set(experiments)):
+            link = f"benchmarks/results/experiments/{name}/{comparison}/report.md"
+            sources.append(f"[{name}{', seeds' if comparison == 'seeds' else ''}]({link})")
     labels = sorted({label for label, _ in best}, key=lambda label: (_mean_rank(label, best, data), label))
     ours = own_models()
     names = [label if label in ours else f"RecBole's {label}" for label in labels]
@@ -101,10 +99,7 @@ def results_table() -> str:
 
 
 def _both(row: dict | None) -> str:
-    if row is None:
-        return ""
-    shown = [mean_sd(values) for values in (row["test"]["ndcg@10"], row["test_other_history"]) if values]
-    return " · ".join(shown) + (" ¹" if row["cut"] else "")
+    return "" if row is None else both_protocols(row, "ndcg@10") + (" ¹" if row["cut"] else "")
 
 
 def _mean_rank(label: str, best: dict, data: list[str]) -> float:

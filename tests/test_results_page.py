@@ -1,15 +1,10 @@
 """RESULTS.md is what its data files say."""
 
-import importlib.util
 import json
 
+import overview
 import pytest
-
-from tests.conftest import ROOT
-
-spec = importlib.util.spec_from_file_location("results_page", ROOT / "benchmarks" / "results_page.py")
-results_page = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(results_page)
+import results_page
 
 
 def row(label, ndcg, epoch_s=1.0, difference=None, cut=0, curve=((5.0, 0.05), (9.0, 0.1))):
@@ -82,10 +77,7 @@ def test_the_page_holds_numbers_machine_and_commit(folder):
     )
     assert "seeds 2020, 2021. commit 1234567." in page
     assert "losses/report.md), 2 runs at a time, commit 1234567:\n\n```bash\nthe command\n```" in page
-    line = (
-        "| [models](#tiny-models) | 2 | better 0.2500 ± 0.0707 | SASRec 0.1500 ± 0.0707 | +0.1000 | worse (cut) 1.00 |"
-    )
-    assert line in page
+    assert "| losses         | [better 0.2500, worse -0.1950](#tiny-losses) |" in page
     assert "![validation over seconds](benchmarks/results/experiments/tiny/losses/curves.png)" in page
 
 
@@ -107,10 +99,47 @@ def test_a_first_row_without_a_result_is_told(folder):
     file.write_text(json.dumps(summary))
     page = results_page.page(folder)
     assert "first, which the others are compared with, has no result. An epoch takes" in page
-    assert "| tiny | [losses](#tiny-losses) | 2 | better 0.2500 ± 0.0707 | first  |  | worse (cut) 1.00 |" in page
 
 
 def test_time_to_quality_is_the_first_validation_that_is_as_good():
-    found = results_page.time_to_quality({"models": ROWS}, "SASRec", "ndcg@10")
-    assert results_page.time_to_quality({"models": ROWS}, "GRU4Rec", "ndcg@10") == {}
+    found = overview.time_to_quality({"models": ROWS}, "SASRec")
+    assert overview.time_to_quality({"models": ROWS}, "GRU4Rec") == {}
     assert found == {"SASRec": 9.0, "better": 2.0, "worse": None, "alike": 9.0}
+
+
+def compared(*rows):
+    return {"metric": "ndcg@10", "tables": [{"models": list(rows)}]}
+
+
+def test_the_first_screen_tells_the_best_the_fastest_and_who_is_soon_as_good():
+    one = row("MambaRec", [0.2], epoch_s=2.0)
+    experiments = {
+        "models": compared(
+            row("SASRec", [0.1], epoch_s=9.0),
+            one,
+            row("SSD4Rec", [0.15], epoch_s=1.5, curve=((3.0, 0.2),)),
+            {"label": "RecMamba", "name": "RecMamba", "runs": 1, "seeds": []},
+        ),
+        "seeds": compared({**row("MambaRec", [0.2, 0.3], epoch_s=2.5), "test_other_history": None}),
+    }
+    by_others = [{"model": "X", "protocol": "B", "ndcg@10": 0.3}, {"model": "Y", "protocol": "A", "ndcg@10": 0.4}]
+    line = overview.best_and_fast({"tiny": experiments, "other": {"losses": compared(one)}}, {"tiny": by_others})
+    cells = [cell.strip() for cell in line.splitlines()[-1].strip("|").split("|")]
+    assert cells == [
+        *("tiny", "SSD4Rec 0.1500 · 0.3000", "SASRec 0.1000 · 0.2000", "Y 0.4000 (A)", "SSD4Rec 1.5"),
+        "SSD4Rec 3, SASRec 9",
+    ]
+
+
+def test_a_choice_is_asked_of_each_model_and_called_level_within_the_seeds_noise():
+    experiments = {
+        "models": compared(row("SSD4Rec", [0.1, 0.2]), row("MambaRec", [0.1, 0.1])),
+        "losses": compared(row("SSD4Rec CE", [0.3]), row("SSD4Rec BCE", [0.2]), row("GRU4Rec CE", [0.1])),
+        "gate": compared(row("token", [0.5]), row("running mean", [0.9]), {"label": "top1", "seeds": []}),
+    }
+    assert overview.seed_noise(experiments) == pytest.approx(0.05)
+    assert overview.seed_noise({"losses": compared(row("SSD4Rec CE", [0.3]))}) is None
+    *_, noise, gate, losses = (line.split("|")[2].strip() for line in overview.choices({"a": experiments}).splitlines())
+    assert noise == "± 0.0500"
+    assert gate == "[running mean 0.9000, token -0.4000](#a-gate)"
+    assert losses == "[level: SSD4Rec CE 0.3000, SSD4Rec BCE -0.1000; GRU4Rec CE 0.1000](#a-losses)"
