@@ -16,6 +16,7 @@ from recbole_ssd.logger import init_logger  # noqa: E402
 from recbole_ssd.model_lookup import get_model  # noqa: E402
 from recbole_ssd.quick_start import load_data_and_model, objective_function, run_recbole_ssd  # noqa: E402
 from recbole_ssd.recommendation import recommend  # noqa: E402
+from recbole_ssd.serving import load_model  # noqa: E402
 from recbole_ssd.trainer import Trainer, get_trainer  # noqa: E402
 from recbole_ssd.version import __version__  # noqa: E402
 
@@ -30,6 +31,7 @@ __all__ = [
     "init_logger",
     "init_seed",
     "load_data_and_model",
+    "load_model",
     "objective_function",
     "recommend",
     "run_recbole_ssd",

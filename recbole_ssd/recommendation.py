@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from recbole.data.interaction import Interaction
@@ -14,36 +15,43 @@ AT_ONCE = 1024  # histories that are scored together
 
 
 def recommend(
-    model: torch.nn.Module, dataset, histories: Sequence[Sequence[str]], k: int = 10, exclude_history: bool = True
+    model: torch.nn.Module,
+    dataset,
+    histories: Sequence[Sequence[str]],
+    k: int = 10,
+    exclude_history: bool = True,
+    times: Sequence[Sequence[float]] | None = None,
 ) -> list[list[tuple[str, float]]]:
     """The best items to follow each history.
 
     Args:
-        model: a sequential model, ours or RecBole's, as `load_data_and_model` gives it. Its weights are not changed.
-        dataset: the data set that it was trained on, which knows the names of items.
+        model: a sequential model, ours or RecBole's, as `load_model` or `load_data_and_model` give it. Its weights are
+            not changed.
+        dataset: the items beside it that `load_model` gives, or the data set that it was trained on.
         histories: of item names, as the data set's file spells them, the latest last. RecBole's models read as many of
             the latest as their MAX_ITEM_LIST_LENGTH, ours what they read in training.
         k: how many.
         exclude_history: whether what is in a history is left out.
+        times: of the events of each history, in the unit of the data set's file; models with `time_gaps` need them.
 
     Returns:
         for each history k pairs of an item's name and its score, the best first; fewer where not so many are left.
 
     Raises:
-        ValueError: if a history is empty or has an item that the data set does not know, or the model needs more than
-            items to score one.
+        ValueError: if a history is empty or has an item that the data set does not know, its times do not fit, or the
+            model needs more than items to score one.
     """
     if k < 1:
         raise ValueError(f"k should be 1 or more, it is {k}")
-    if getattr(model, "time_gap", None) is not None:
-        raise ValueError("this model reads the time between events (time_gaps), which these histories do not tell")
     rows = [_numbers(history, place, dataset) for place, history in enumerate(histories)]
+    gaps = _gaps(rows, times) if getattr(model, "time_gap", None) is not None else None
     training, found = model.training, []
     model.eval()
     try:
         with torch.no_grad():
             for begin in range(0, len(rows), AT_ONCE):
-                found += _best(model, dataset, rows[begin : begin + AT_ONCE], k, exclude_history)
+                part = slice(begin, begin + AT_ONCE)
+                found += _best(model, dataset, rows[part], gaps and gaps[part], k, exclude_history)
     finally:
         model.train(training)
     return found
@@ -61,8 +69,27 @@ def _numbers(history: Sequence[str], place: int, dataset) -> torch.Tensor:
     return torch.tensor([known[str(item)] for item in history])
 
 
-def _best(model, dataset, rows: list, k: int, exclude_history: bool) -> list[list[tuple[str, float]]]:
-    batch = _packed(model, rows) if getattr(model, "packed", False) else _padded(model, rows)
+def _gaps(rows: list, times: Sequence[Sequence[float]] | None) -> list[torch.Tensor]:
+    """Time since the event before, 0 at the first of a history, float32."""
+    if times is None:
+        raise ValueError(
+            "this model reads the time between events (time_gaps): give the times of the histories' events"
+        )
+    if len(times) != len(rows):
+        raise ValueError(f"times should hold a list for each of the {len(rows)} histories, it holds {len(times)}")
+    gaps = []
+    for place, (row, own) in enumerate(zip(rows, times)):
+        own = np.asarray(own, np.float64)
+        if own.shape != (len(row),) or (np.diff(own) < 0).any():
+            raise ValueError(
+                f"the times of history {place} should be {len(row)} rising numbers, they are {own.tolist()}"
+            )
+        gaps.append(torch.from_numpy(np.diff(own, prepend=own[0]).astype(np.float32)))
+    return gaps
+
+
+def _best(model, dataset, rows: list, gaps: list | None, k: int, exclude_history: bool) -> list:
+    batch = _packed(model, rows, gaps) if getattr(model, "packed", False) else _padded(model, rows)
     try:
         scores = model.full_sort_predict(batch.to(model.device)).view(len(rows), -1).float().cpu()
     except KeyError as error:
@@ -79,11 +106,12 @@ def _best(model, dataset, rows: list, k: int, exclude_history: bool) -> list[lis
     ]
 
 
-def _packed(model, rows: list) -> Interaction:
+def _packed(model, rows: list, gaps: list | None) -> Interaction:
     """One stream, as our models read it."""
-    rows = [row[-(model.max_seq_length or len(row)) :] for row in rows]
+    rows, gaps = ([row[-(model.max_seq_length or len(row)) :] for row in part or ()] for part in (rows, gaps))
     borders = torch.tensor([0, *map(len, rows)], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return Interaction({model.ITEM_SEQ: torch.cat(rows), "cu_seqlens": borders})
+    with_gaps = {"time_gaps": torch.cat(gaps)} if gaps else {}
+    return Interaction({model.ITEM_SEQ: torch.cat(rows), "cu_seqlens": borders, **with_gaps})
 
 
 def _padded(model, rows: list) -> Interaction:

@@ -74,7 +74,7 @@ class Trainer(RecBoleTrainer):
             warmup=config["warmup_epochs"],
             epochs=config["epochs"],
         )
-        self._epoch = self._fit_started = self._validates = self._validated_after = None
+        self._epoch = self._fit_started = self._validates = self._validated_after = self._items = None
 
     @cached_property
     def precision(self) -> Precision:
@@ -93,6 +93,7 @@ class Trainer(RecBoleTrainer):
                 f"'epochs' is {self.epochs}; set config['epochs'] higher before the Trainer is made"
             )
         self._epoch, self._fit_started, self.cut = None, self._now(), False
+        self._items = _names_of_items(train_data)
         self._validates, self._validated_after = bool(valid_data) and self.eval_step > 0, None
         try:
             return super().fit(train_data, valid_data, *args, **kwargs)
@@ -228,6 +229,7 @@ class Trainer(RecBoleTrainer):
             "state_dict": self.model.state_dict(),
             "other_parameter": plain_other(self.model.other_parameter(), self.config["model"]),
             "optimizer": self.optimizer.state_dict(),
+            "items": self._items,
             "random_state": random_state(self.device),
             "scaler": self.precision.scaler.state_dict(),
         }
@@ -274,6 +276,11 @@ def _counted(loader, bar):
     for batch in loader:
         yield batch
         bar.update()
+
+
+def _names_of_items(train_data) -> list[str]:
+    """As the model numbers them, the padding first: `recbole_ssd.serving` needs no data set."""
+    return train_data.dataset.field2id_token[train_data.dataset.iid_field].tolist()
 
 
 def _new_file(config) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from recbole.utils.case_study import full_sort_topk
 
-from recbole_ssd import load_data_and_model, recommend, run_recbole_ssd
+from recbole_ssd import load_data_and_model, load_model, recommend, run_recbole_ssd
 from tests.conftest import ROOT
 
 SETTINGS = {"data_path": str(ROOT / "dataset"), "epochs": 1, "show_progress": False, "MAX_ITEM_LIST_LENGTH": 5}
@@ -12,16 +12,24 @@ SETTINGS = {"data_path": str(ROOT / "dataset"), "epochs": 1, "show_progress": Fa
 
 @pytest.fixture(scope="module", params=["SSD4Rec", "MambaRec", "GRU4Rec", "SASRec"])
 def trained(request, tmp_path_factory):
-    """Config, model, data set and loader of the test, from a checkpoint."""
+    """Config, model, data set and loader of the test, from a checkpoint; and where that is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp(request.param))
+        folder = tmp_path_factory.mktemp(request.param)
+        patch.chdir(folder)
         result = run_recbole_ssd(request.param, "tiny", config_dict=SETTINGS)
         config, model, dataset, _, _, test_data = load_data_and_model(result["checkpoint"])
-    return config, model, dataset, test_data
+    return config, model, dataset, test_data, folder / result["checkpoint"]
+
+
+def changed(checkpoint, file, **parts):
+    """A copy of a checkpoint with other parts, or without one: None."""
+    state = torch.load(checkpoint, weights_only=True) | parts
+    torch.save({name: part for name, part in state.items() if part is not None}, file)
+    return file
 
 
 def test_users_get_what_recboles_own_top_k_gives_them(trained):
-    config, model, dataset, test_data = trained
+    config, model, dataset, test_data, _ = trained
     rows = test_data.dataset.inter_feat[:4]
     items = dataset.field2id_token[dataset.iid_field]
     histories = [
@@ -38,7 +46,7 @@ def test_users_get_what_recboles_own_top_k_gives_them(trained):
 
 
 def test_a_history_is_left_out_and_mode_and_batches_do_not_matter(trained, monkeypatch):
-    _, model, dataset, _ = trained
+    _, model, dataset, *_ = trained
     items = dataset.field2id_token[dataset.iid_field][1:].tolist()
     histories = [items[:3], items[5:6], items[2:14]]
     found = recommend(model, dataset, histories, k=100)
@@ -66,12 +74,58 @@ def test_a_history_is_left_out_and_mode_and_batches_do_not_matter(trained, monke
     ],
 )
 def test_what_is_no_history_is_refused(trained, histories, words):
-    _, model, dataset, _ = trained
+    _, model, dataset, *_ = trained
     with pytest.raises(ValueError, match=words):
         recommend(model, dataset, histories)
 
 
 def test_no_items_are_asked_for_in_a_sentence(trained):
-    _, model, dataset, _ = trained
+    _, model, dataset, *_ = trained
     with pytest.raises(ValueError, match="k should be 1 or more, it is 0"):
         recommend(model, dataset, [], k=0)
+
+
+def test_a_checkpoint_serves_without_its_data_set(trained, tmp_path):
+    config, model, dataset, _, checkpoint = trained
+    elsewhere = {**config.given(), "data_path": str(tmp_path / "nowhere")}
+    names = dataset.field2id_token[dataset.iid_field][1:].tolist()
+    served, items = load_model(changed(checkpoint, tmp_path / "served.pth", config=elsewhere))
+    assert not served.training and len(items) == len(names)
+    histories = [names[:3], names[4:5]]
+    assert recommend(served, items, histories) == recommend(model, dataset, histories)
+    with pytest.raises(ValueError, match="the data set has no item 'no such item'"):
+        recommend(served, items, [["no such item"]])
+    with pytest.raises(ValueError, match="does not name its items, an earlier version wrote it"):
+        load_model(changed(checkpoint, tmp_path / "earlier.pth", items=None))
+
+
+def test_a_model_that_needs_more_than_items_is_refused(run_folder):
+    result = run_recbole_ssd("FPMC", "tiny", config_dict=SETTINGS)
+    with pytest.raises(ValueError, match="FPMC is built from more of its data set than the items"):
+        load_model(result["checkpoint"])
+
+
+def test_times_tell_what_a_model_of_gaps_reads(run_folder):
+    settings = {**SETTINGS, "time_gaps": True}
+    result = run_recbole_ssd("MambaRec", "tiny", config_dict=settings)
+    _, model, dataset, _, _, test_data = load_data_and_model(result["checkpoint"])
+    torch.nn.init.normal_(model.time_gap.embedding.weight)
+    interaction, *_ = next(iter(test_data))
+    expected = model.full_sort_predict(interaction)
+    rows = test_data.dataset.inter_feat
+    names = dataset.field2id_token[dataset.iid_field]
+    spans = [slice(first, last) for first, last in zip(rows.targets - rows.history_lengths(), rows.targets)]
+    histories = [names[rows.events.items[span]].tolist() for span in spans]
+    times = [rows.events.time[span].tolist() for span in spans]
+    for found, scores in zip(recommend(model, dataset, histories, 5, False, times), expected, strict=True):
+        best = scores[1:].topk(5)
+        assert [name for name, _ in found] == names[1:][best.indices].tolist()
+        torch.testing.assert_close([score for _, score in found], best.values.tolist(), rtol=1e-5, atol=1e-5)
+    for wrong, words in (
+        (None, "give the times of the histories' events"),
+        (times[1:], rf"a list for each of the {len(histories)} histories, it holds {len(histories) - 1}"),
+        ([[1.0], *times[1:]], r"the times of history 0 should be \d+ rising numbers, they are \[1.0\]"),
+        ([times[0][::-1], *times[1:]], "the times of history 0 should be"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            recommend(model, dataset, histories, times=wrong)
