@@ -16,7 +16,7 @@ from recbole_ssd.ops.packing import Segments
 
 
 def batches_on(device: torch.device, loader: Iterable[Interaction]) -> Iterator[Interaction]:
-    """The batches of a loader on a device; packed ones get an attribute `segments`.
+    """The batches of a loader on a device; packed ones get `segments`, and `on_host`, the batch before it was moved.
 
     On a CPU they are handed through: preparing one takes 0.1 ms, a step hundreds (ml-100k), and a thread gains nothing.
     """
@@ -31,8 +31,9 @@ def moved(batch: Interaction, device: torch.device) -> Interaction:
         there[name] = tensor.to(device, non_blocking=True)
     result = Interaction(there)
     if "cu_seqlens" in there:
-        # An attribute, no field: RecBole moves and repeats fields, and loses attributes, which stream() makes up for.
+        # Attributes, no fields: RecBole moves and repeats fields, and loses attributes, which stream() makes up for.
         result.segments = Segments(there["cu_seqlens"], borders=batch["cu_seqlens"])
+        result.on_host = batch
     return result
 
 

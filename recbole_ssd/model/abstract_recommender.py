@@ -23,10 +23,18 @@ REPEAT_SCALE = 10.0  # Adam, which sees no scale, moves the bias by ten learning
 
 
 class Stream(NamedTuple):
-    """A batch of histories: items (T,), the borders between them, and with `time_gaps` those, (T,)."""
+    """A batch of histories.
+
+    Attributes:
+        items: (T,).
+        segments: the borders between histories.
+        items_on_host: the same items on the CPU where the loader left them there, else wherever `items` are.
+        gaps: with `time_gaps` those, (T,).
+    """
 
     items: Tensor
     segments: Segments
+    items_on_host: Tensor
     gaps: Tensor | None = None
 
 
@@ -92,7 +100,8 @@ class PackedSequentialRecommender(SequentialRecommender):
         if "cu_seqlens" in interaction:
             segments = getattr(interaction, "segments", None)  # made with the batch: data/prefetch.py
             segments = Segments(interaction["cu_seqlens"]) if segments is None else segments
-            return Stream(items, segments, None if self.time_gap is None else interaction["time_gaps"])
+            on_host = getattr(interaction, "on_host", interaction)[self.ITEM_SEQ]
+            return Stream(items, segments, on_host, None if self.time_gap is None else interaction["time_gaps"])
         if self.time_gap is not None:
             raise ValueError(
                 "'time_gaps' come with packed batches and these rows are RecBole's padded ones, whose times are "
@@ -100,7 +109,8 @@ class PackedSequentialRecommender(SequentialRecommender):
             )
         lengths = interaction[self.ITEM_SEQ_LEN]
         real = torch.arange(items.shape[1], device=items.device) < lengths[:, None]
-        return Stream(items[real], Segments(F.pad(lengths.cumsum(0), (1, 0))))
+        items = items[real]
+        return Stream(items, Segments(F.pad(lengths.cumsum(0), (1, 0))), items)
 
     def forward(self, stream: Stream) -> Tensor:
         """The user's state after every history, (S, d)."""
@@ -154,7 +164,7 @@ class PackedSequentialRecommender(SequentialRecommender):
 
     def _seen(self, stream: Stream, whole: bool) -> Seen | None:
         """What every token, or with `whole` every history, has seen; None where nobody asks."""
-        return None if self.repeat_bias is None else Seen(stream.items, stream.segments, self.n_items, whole)
+        return None if self.repeat_bias is None else Seen(stream.items_on_host, stream.segments, self.n_items, whole)
 
     def _bias(self) -> Tensor:
         """What is added to the scores of items in the history, ()."""

@@ -13,7 +13,7 @@ Nothing is subtracted before exp as long as every total stays far from float32's
 sends the rest the safe way, with each row's maximum subtracted. That saves two of five passes over the logits.
 
 `seen_bias` is added to the logits of what a row has seen, entry by entry, as its gradient is read from them. The
-places of these entries are not in the budget: 8 bytes each, and a GPU is waited for to know how many there are.
+places of these entries are not in the budget: 8 bytes each.
 
 Shape letters:    N targets    d model size    V items
 """
@@ -158,7 +158,7 @@ def _add(block: Tensor, bias: Tensor, places: Tensor, count: Tensor) -> None:
 
 def _sum(block: Tensor, total: Tensor, places: Tensor, count: Tensor) -> Tensor:
     """Their gradients, summed; the block holds `total` times those."""
-    return torch.dot(block.view(-1)[places], torch.repeat_interleave(1 / total[:, 0], count))
+    return torch.dot(block.view(-1)[places], torch.repeat_interleave(1 / total[:, 0], count, output_size=len(places)))
 
 
 def _fit(total: Tensor) -> bool:

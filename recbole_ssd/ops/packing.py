@@ -124,7 +124,7 @@ class Segments:
     @cached_property
     def number(self) -> Tensor:
         """Number of the segment each token is in, (T,), int64."""
-        return moved(self._number_on_host, self.device)
+        return moved(self.number_on_host, self.device)
 
     @cached_property
     def seq_idx(self) -> Tensor:
@@ -133,16 +133,17 @@ class Segments:
         >>> Segments(torch.tensor([0, 3, 5])).seq_idx
         tensor([[0, 0, 0, 1, 1]], dtype=torch.int32)
         """
-        return moved(self._number_on_host.int()[None], self.device)
+        return moved(self.number_on_host.int()[None], self.device)
 
     @cached_property
-    def _number_on_host(self) -> Tensor:
+    def number_on_host(self) -> Tensor:
+        """`number` on the CPU."""
         return torch.arange(len(self)).repeat_interleave(self.borders.diff())
 
     @cached_property
     def position(self) -> Tensor:
         """Place of each token in its segment, from 0, (T,)."""
-        return moved(torch.arange(self.total) - self.borders[self._number_on_host], self.device)
+        return moved(torch.arange(self.total) - self.borders[self.number_on_host], self.device)
 
     @cached_property
     def flip(self) -> Tensor:

@@ -43,6 +43,7 @@ def test_segments_of_a_device_are_made_without_reading_it(loader):
     assert {there[name].device for name in there.columns} == {META}
     assert there.segments.device == META and there.segments.borders.device == CPU
     assert there.segments.borders.tolist() == batch["cu_seqlens"].tolist()
+    assert there.on_host is batch and batch["item_id_list"].device == CPU
     assert there.segments.total == len(batch["item_id_list"]) and len(there.segments) == len(batch["user_id"])
 
 

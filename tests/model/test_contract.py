@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recbole_ssd.data.prefetch import moved
 from recbole_ssd.model import abstract_recommender
 from recbole_ssd.ops.cross_entropy import linear_cross_entropy
 
@@ -229,11 +230,20 @@ def test_repeat_bias_moves_what_is_in_the_history_alone(build):
     with torch.no_grad():
         before = model.full_sort_predict(packed(histories))
         model.repeat_bias += 0.3
-        moved = model.full_sort_predict(packed(histories)) - before
-    for history, row in zip(histories, moved, strict=True):
+        change = model.full_sort_predict(packed(histories)) - before
+    for history, row in zip(histories, change, strict=True):
         torch.testing.assert_close(row[list(set(history))], torch.full((len(set(history)),), 3.0))
         row[history] = 0
         assert not row.any()
+
+
+def test_what_was_seen_is_read_from_the_loaders_batch(build):
+    """On `meta` there is nothing to read, as on a GPU without waiting for it."""
+    model, batch = build("PackedSASRec", repeat_bias=True).to("meta"), packed(random_histories())
+    stream = model.stream(moved(batch, torch.device("meta")))
+    assert stream.items.is_meta and len(model._seen(stream, whole=False).places())
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        model._seen(stream._replace(items_on_host=stream.items), whole=False)
 
 
 @pytest.mark.parametrize("loss_type", ["BPR", "BCE"])
