@@ -6,6 +6,7 @@ An epoch of a packed model is `training_loop.train_epoch`; RecBole's own models 
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from functools import cached_property
 from time import perf_counter
 
@@ -13,6 +14,7 @@ import torch
 from recbole.trainer import Trainer as RecBoleTrainer
 from recbole.utils import early_stopping, get_gpu_usage, get_local_time, set_color
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recbole_ssd.checkpoint import (
     check_groups,
@@ -170,7 +172,8 @@ class Trainer(RecBoleTrainer):
     def _train_packed_epoch(self, train_data, loss_func, show_progress):
         self.model.train()
         words = set_color(f"Train {self._epoch:>5}", "pink")
-        with tqdm(total=len(train_data), ncols=100, desc=words, disable=not show_progress) as bar:
+        bar = tqdm(total=len(train_data), ncols=100, desc=words, disable=not show_progress)
+        with bar, logging_redirect_tqdm() if show_progress else nullcontext():  # what is logged stands above the bar
 
             def look(done, total):
                 self._check_nan(total)

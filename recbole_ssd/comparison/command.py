@@ -3,7 +3,7 @@
 comparison/ml-100k/
   report.md  report.html  summary.json  results.csv  groups.csv  *.png  table.tex
   runs/SSD4Rec-2020-1a2b3c4d5e/    result.json  result.ranks.csv  settings.yaml  run.log  saved/
-  search/SSD4Rec-6f7a8b9c0d/       journal.log  runs/
+  search/SSD4Rec-6f7a8b9c0d/       journal.log, the trials of --search; their runs are among the others
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def compare(settings: dict, files: list, defaults: tuple[str, str], command: str
     check_known(config["dataset"], config["data_path"])
     folder = Path(options.output or Path("comparison") / runs[0].settings["dataset"])
     runs_folder = Path(options.runs or folder / "runs")
-    searches = plan_searches(options, models, folder)
+    searches = plan_searches(options, models, folder, runs_folder)
     for note in notes:
         print(note)
     if options.dry_run:

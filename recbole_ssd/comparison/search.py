@@ -1,8 +1,9 @@
 """Tunes models before they are compared, all with the same budget, by validation alone.
 
 Optuna proposes settings (its tree-structured Parzen estimator: Bergstra et al., 2011); each trial is a run as any
-other, with the first seed. The journal of a study lies in the folder: a search that was stopped goes on from there,
-and as the n-th proposal is drawn with a seed of its own, it goes on as if it had not been stopped.
+other, with the first seed, and lies where all runs do: the best one is compared as it is. The journal of a study lies
+in the folder: a search that was stopped goes on from there, and as the n-th proposal is drawn with a seed of its own,
+it goes on as if it had not been stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Search:
     Attributes:
         label, settings: of the row, before it is tuned.
         space: what is chosen from what.
-        folder: of the study and its runs; other settings or another space, another folder.
+        folder: of the study; other settings or another space, another folder.
+        runs: the folder of all runs.
         limit_s, limit_trials: the budget; None: no limit of this kind.
         seed: of the trials, and of the proposals.
         metric, bigger: the validation's, and whether more of it is better.
@@ -46,6 +48,7 @@ class Search:
     settings: ModelSettings
     space: list[Dimension]
     folder: Path
+    runs: Path
     limit_s: float | None
     limit_trials: int | None
     seed: int
@@ -62,8 +65,8 @@ class Search:
         return make_run(self.label, self.settings.but(found))
 
 
-def plan_searches(options: Options, models: dict, folder: Path) -> list[Search]:
-    """The searches that were asked for, every end of every range checked.
+def plan_searches(options: Options, models: dict, folder: Path, runs: Path) -> list[Search]:
+    """The searches that were asked for, with their studies in `folder`, every end of every range checked.
 
     Raises:
         ValueError: if the file or a value in it cannot be used, or Optuna is missing.
@@ -87,7 +90,7 @@ def plan_searches(options: Options, models: dict, folder: Path) -> list[Search]:
         name = f"{file_name(label)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
         place = folder / "search" / name
         searches.append(
-            Search(label, settings, space, place, limit_s, options.search_trials, untuned.seed, metric, bigger)
+            Search(label, settings, space, place, runs, limit_s, options.search_trials, untuned.seed, metric, bigger)
         )
     return searches
 
@@ -110,16 +113,14 @@ def _tune(search: Search) -> dict:
     while same < SAME and failed < FAILED_FIRST and not _spent(study, search):
         found, proposal = _propose(study, search)
         run = search.run(found)
-        same = same + 1 if read_record(search.folder / "runs", run).state == DONE else 0
+        same = same + 1 if read_record(search.runs, run).state == DONE else 0
         started = time.monotonic()
-        record = _run_trial(search, run, len(study.trials))
+        record = _run_trial(search, run, _standing(study, search))
         study.add_trial(_trial(found, proposal, record, search, time.monotonic() - started))
         failed = 0 if best_trial(study) else failed + 1
     best = best_trial(study)
     if best is None:
-        raise ValueError(
-            f"no trial of {search.label} gave a result: see the run.log files in '{search.folder / 'runs'}'"
-        )
+        raise ValueError(f"no trial of {search.label} gave a result: see the run.log files in '{search.runs}'")
     return best.user_attrs["settings"]
 
 
@@ -139,14 +140,22 @@ def _propose(study, search: Search):
     return found, copy.trials[-1]
 
 
-def _run_trial(search: Search, run: Run, number: int) -> Record:
-    runs = search.folder / "runs"
-    before = read_record(runs, run)
+def _run_trial(search: Search, run: Run, standing: str) -> Record:
+    before = read_record(search.runs, run)
     if before.state == DONE:
         return before
-    print(f"tuning {search.label}, trial {number + 1}: {words(_chosen(search, run))}", flush=True)
-    run_all([run], runs, Progress([run], runs, 1))
-    return read_record(runs, run)
+    print(f"tuning {search.label}, {standing}: {words(_chosen(search, run))}", flush=True)
+    run_all([run], search.runs, Progress([run], search.runs, 1))
+    return read_record(search.runs, run)
+
+
+def _standing(study, search: Search) -> str:
+    """How far the search is, and the best so far."""
+    best, most = best_trial(study), f" of {search.limit_trials}" if search.limit_trials else ""
+    parts = [f"trial {len(study.trials) + 1}{most}"]
+    parts += [f"{_seconds(study):.0f} of {search.limit_s:.0f} s spent"] if search.limit_s is not None else []
+    parts += [f"best valid {search.metric} {best.value:.4f}"] if best else []
+    return ", ".join(parts)
 
 
 def _chosen(search: Search, run: Run) -> dict:
@@ -184,11 +193,18 @@ def _study(search: Search):
     )
 
 
+def _finished(study) -> list:
+    return [trial for trial in study.trials if trial.state.is_finished()]
+
+
+def _seconds(study) -> float:
+    """Of all trials that are over."""
+    return sum(trial.user_attrs.get("seconds", 0.0) for trial in _finished(study))
+
+
 def _spent(study, search: Search) -> bool:
-    finished = [trial for trial in study.trials if trial.state.is_finished()]
-    seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in finished)
-    return (search.limit_trials is not None and len(finished) >= search.limit_trials) or (
-        search.limit_s is not None and seconds >= search.limit_s
+    return (search.limit_trials is not None and len(_finished(study)) >= search.limit_trials) or (
+        search.limit_s is not None and _seconds(study) >= search.limit_s
     )
 
 
@@ -207,14 +223,20 @@ def tuning_blocks(searches: list[Search], models: dict) -> list:
     rows = []
     for search in searches:
         study = _study(search)
-        finished = [trial for trial in study.trials if trial.state.is_finished()]
+        finished = _finished(study)
         failed = sum(trial.value is None for trial in finished)
-        seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in finished)
         best = best_trial(study)
         space = "; ".join(map(str, search.space))
         count = f"{len(finished)} ({failed} failed)" if failed else str(len(finished))
         rows.append(
-            [search.label, space, words(best.user_attrs["settings"]), count, f"{seconds:.0f}", f"{best.value:.4f}"]
+            [
+                search.label,
+                space,
+                words(best.user_attrs["settings"]),
+                count,
+                f"{_seconds(study):.0f}",
+                f"{best.value:.4f}",
+            ]
         )
     header = ["model", "tuned over", "chosen", "trials", "s in all", f"valid {searches[0].metric}"]
     blocks = [Heading("Tuning"), Table(header, rows, left=3)]
