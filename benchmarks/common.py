@@ -54,7 +54,7 @@ class Steps:
             if batch is None:
                 self._begin_epoch()
                 batch = next(self._batches)
-            self._train_on(batch)
+            self.train_on(batch)
         self._synchronize()
         return time.perf_counter() - started
 
@@ -69,7 +69,7 @@ class Steps:
         started, done = time.perf_counter(), 0
         self._begin_epoch()
         for done, batch in enumerate(self._batches, start=1):
-            self._train_on(batch)
+            self.train_on(batch)
             if done == steps:
                 break
             if done % LOOK == 0:
@@ -96,7 +96,8 @@ class Steps:
         self._epochs += 1
         self._batches = self.batches()
 
-    def _train_on(self, batch) -> None:
+    def train_on(self, batch) -> None:
+        """One step of the optimizer."""
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             loss = self.model.calculate_loss(batch)

@@ -1,9 +1,10 @@
 """Whole models, loader included: tokens a second, seconds of an epoch, memory, on a set shaped like KuaiRand-Pure.
 
 SSD4Rec as its authors train it (`flip`, one target per prefix), as we do (all positions), and, on the same prefixes of
-at most 200 items, beside RecBole's SASRec, Mamba4Rec and PackedSASRec of the same width, all in one precision. Batches
-are prepared and moved as our Trainer does it. Every model gets the same share of the time, the loading of its data
-included; an epoch that does not fit into it is extrapolated from the steps that did.
+at most 200 items, beside RecBole's SASRec, Mamba4Rec and PackedSASRec of the same width, all in one precision. With
+`repeat_bias` it is how `properties/tuned` trains. How often a step waits for the GPU is counted. Batches are prepared
+and moved as our Trainer does it. Every model gets the same share of the time, the loading of its data included; an
+epoch that does not fit into it is extrapolated from the steps that did.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import gc
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,15 +29,14 @@ AUTHORS = {"hidden_size": 256, "inner_size": 1024, "num_layers": 2, "d_state": 6
 AUTHORS |= {"headdim": 16, "dropout_prob": 0.2, "norm_embedding": True, "beta": 0.1, "mask_ratio": 0.2}
 PREFIXES = {"supervision": "prefixes", "train_batch_size": 1024, "max_batch_tokens": 131_072}
 FLIP = {**AUTHORS, **PREFIXES, "bidirectional": "flip"}
+READOUT = {"supervision": "all_positions", "train_batch_size": 16_384, "bidirectional": "readout"}
 SHORT = {"MAX_ITEM_LIST_LENGTH": 200}
 WIDE = {"hidden_size": 256, "inner_size": 1024, "loss_type": "CE"}
 TRANSFORMER = {**WIDE, "n_layers": 2, "n_heads": 2, "hidden_dropout_prob": 0.2, "attn_dropout_prob": 0.2}
 MODELS = {
     "SSD4Rec, prefixes": ("SSD4Rec", FLIP),
-    "SSD4Rec, all positions": (
-        "SSD4Rec",
-        {**AUTHORS, "bidirectional": "readout", "supervision": "all_positions", "train_batch_size": 16_384},
-    ),
+    "SSD4Rec, all positions": ("SSD4Rec", {**AUTHORS, **READOUT}),
+    "SSD4Rec, all positions, repeat_bias": ("SSD4Rec", {**AUTHORS, **READOUT, "repeat_bias": True}),
     "SSD4Rec, prefixes, L=200": ("SSD4Rec", {**FLIP, **SHORT}),
     "SASRec, prefixes, L=200": ("SASRec", {**TRANSFORMER, **SHORT, "train_batch_size": 1024}),
     "Mamba4Rec, prefixes, L=200": ("Mamba4Rec", {**WIDE, **PREFIXES, **SHORT, "num_layers": 2}),
@@ -85,6 +86,19 @@ def scan_of(model: str) -> dict:
     return {"scan_backend": "mamba_ssm"} if model == "Mamba4Rec" and find_spec("selective_scan_cuda") else {}
 
 
+def waits_of_a_step(steps: Steps) -> int:
+    """How often the host waits for the device between two batches; 0 is what our training loop promises."""
+    batch = next(steps.batches())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            steps.train_on(batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
+
+
 def one_model(model: str, precision: str, settings: dict, ends: float, dry_steps: int | None) -> dict:
     """Epochs or parts of one until the clock says `ends`; the median of them, scaled to a whole one."""
     started = time.monotonic()
@@ -110,6 +124,7 @@ def one_model(model: str, precision: str, settings: dict, ends: float, dry_steps
         "targets": steps.data.n_targets,
         "parameters": sum(weight.numel() for weight in steps.model.parameters()),
         "peak_mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else None,
+        "waits_a_step": waits_of_a_step(steps) if cuda and packed else None,
         "prepared_s": prepared_s,
         "scan": settings.get("scan_backend", "our packed scan") if model == "Mamba4Rec" else None,
         "settings": {key: value for key, value in settings.items() if key != "data_path"},
