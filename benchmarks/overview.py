@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 from statistics import fmean, variance
+
+from scipy.stats import studentized_range
 
 from recbole_ssd.comparison.document import Table
 from recbole_ssd.comparison.summary import mean_sd
@@ -16,9 +18,7 @@ COMPARISONS = {"models", "seeds"}  # of models at their best settings; all other
 BASELINES = ("GRU4Rec", "SASRec")  # of RecBole's, those that stand in sweeps
 COST_ONLY = {"batch_memory"}  # too few epochs to learn anything from
 SHARE = 0.99  # of the best validation of a model, for the time to quality
-LEVEL = 2 * sqrt(
-    2
-)  # standard deviations over seeds: less lies between most pairs of runs that differ in the seed alone
+LEVEL = 0.95  # of sets of runs that differ in the seed alone lie no further apart than what is called level
 
 
 def summaries(folder: Path) -> dict[str, dict[str, dict]]:
@@ -69,42 +69,40 @@ def time_to_quality(table: dict, baseline: str) -> dict[str, float | None]:
     return found
 
 
-def best_and_fast(by_data: dict, published: dict) -> str:
+def best_and_fast(by_data: dict) -> str:
     """A line for each data set whose models were compared."""
-    header = ["on", "best of ours, A · B", "best of RecBole's here", "best published", "least s an epoch"]
-    rows = [
-        [data, *_cells(experiments, published.get(data, ()))]
-        for data, experiments in by_data.items()
-        if not COMPARISONS.isdisjoint(experiments)
-    ]
-    return Table([*header, "s to 99 % of SASRec's best"], rows, left=6).format("pipe")
+    header = ["on", "best of ours, A · B", "best of RecBole's here, A · B", "least s an epoch"]
+    rows = [[data, *_cells(found)] for data, found in by_data.items() if not COMPARISONS.isdisjoint(found)]
+    return Table([*header, "s to 99 % of SASRec's best"], rows, left=5).format("pipe")
 
 
-def _cells(experiments: dict[str, dict], published: Iterable[dict]) -> list[str]:
-    metric = next(iter(experiments.values()))["metric"]
-    found, here = models(experiments), own_models()
-    ours = [row for label, row in found.items() if label in here]
-    built_in = [row for label, row in found.items() if label not in here]
-    seconds = time_to_quality(experiments["models"]["tables"][0], "SASRec") if "models" in experiments else {}
+def _cells(experiments: dict[str, dict]) -> list[str]:
+    metric, here = next(iter(experiments.values()))["metric"], own_models()
+    rows = models(experiments).values()
+    table = experiments["models"]["tables"][0] if "models" in experiments else {"models": []}
+    seconds = time_to_quality(table, "SASRec")
     reached = [(s, label) for label, s in seconds.items() if label in here and s is not None]
 
     def place(row):  # under protocol B, where repeat_bias favours nobody
         return -fmean(row.get("test_other_history") or row["test"][metric])
 
     def score(row):
-        return f"{row['label']} {both_protocols(row, metric)}"
+        return f"{row['name']} {both_protocols(row, metric)}"
 
     return [
-        _first(ours, place, score),
-        _first(built_in, place, score),
-        _first(
-            published, lambda row: -row[metric], lambda row: f"{row['model']} {row[metric]:.4f} ({row['protocol']})"
+        _first([row for row in rows if row["label"] in here], place, score),
+        _first([row for row in rows if row["label"] not in here], place, score),
+        _first(  # of one table: seconds of two may be those of two machines
+            [row for row in finished(table) if row["label"] in here],
+            lambda row: row["epoch_s"],
+            lambda row: f"{row['label']} {row['epoch_s']:.1f}",
         ),
-        _first(ours, lambda row: row["epoch_s"], lambda row: f"{row['label']} {row['epoch_s']:.1f}"),
-        _first(
-            reached, lambda pair: pair[0], lambda pair: f"{pair[1]} {pair[0]:,.0f}, SASRec {seconds['SASRec']:,.0f}"
-        ),
+        _first(reached, lambda pair: pair[0], lambda pair: f"{pair[1]} {pair[0]:,.0f}, {_until('SASRec', seconds)}"),
     ]
+
+
+def _until(label: str, seconds: dict) -> str:
+    return f"{label} {'never' if seconds[label] is None else f'{seconds[label]:,.0f}'}"
 
 
 def _first(rows: Iterable, place: Callable, told: Callable) -> str:
@@ -147,10 +145,10 @@ def _by_model(rows: list[dict]) -> list[list[dict]]:
 
 
 def _verdict(rows: list[dict], metric: str, noise: float | None) -> str:
-    value = {row["label"]: fmean(row["test"][metric]) for row in rows}
+    value = {row["name"]: fmean(row["test"][metric]) for row in rows}
     best, worst = max(value, key=value.get), min(value, key=value.get)
     if best == worst:
         return f"{best} {value[best]:.4f}"
     between, seeds = value[worst] - value[best], min(len(row["seeds"]) for row in rows)
-    level = noise is not None and -between < LEVEL * noise / sqrt(seeds)
+    level = noise is not None and -between < studentized_range.ppf(LEVEL, len(rows), inf) * noise / sqrt(seeds)
     return f"{'level: ' if level else ''}{best} {value[best]:.4f}, {worst} {between:+.4f}"

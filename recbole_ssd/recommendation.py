@@ -80,9 +80,9 @@ def _gaps(rows: list, times: Sequence[Sequence[float]] | None) -> list[torch.Ten
     gaps = []
     for place, (row, own) in enumerate(zip(rows, times)):
         own = np.asarray(own, np.float64)
-        if own.shape != (len(row),) or (np.diff(own) < 0).any():
+        if own.shape != (len(row),) or not np.isfinite(own).all() or (np.diff(own) < 0).any():
             raise ValueError(
-                f"the times of history {place} should be {len(row)} rising numbers, they are {own.tolist()}"
+                f"the times of history {place} should be {len(row)} numbers that do not fall, they are {own.tolist()}"
             )
         gaps.append(torch.from_numpy(np.diff(own, prepend=own[0]).astype(np.float32)))
     return gaps
@@ -99,7 +99,7 @@ def _best(model, dataset, rows: list, gaps: list | None, k: int, exclude_history
         owner = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row) for row in rows]))
         scores[owner, torch.cat(rows)] = -torch.inf
     best = scores.topk(min(k, scores.shape[1]))
-    names = dataset.id2token(dataset.iid_field, best.indices)
+    names = dataset.id2token(dataset.iid_field, best.indices.numpy())  # of a tensor of one it gives no array
     return [
         [(str(name), score) for name, score in zip(*row) if score > -torch.inf]
         for row in zip(names, best.values.tolist())

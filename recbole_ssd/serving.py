@@ -35,22 +35,26 @@ class Items:
         return self.names[numbers]
 
 
-def load_model(model_file: str, model: type | None = None) -> tuple[torch.nn.Module, Items]:
+def load_model(
+    model_file: str, model: type | None = None, device: torch.device | str | None = None
+) -> tuple[torch.nn.Module, Items]:
     """A trained model and the items that it knows, to `recommend` on a machine that has no data set.
 
     Args:
         model_file: a checkpoint of ours. It is read as plain data: no code of the file is run.
         model: the model's class, where its name alone does not find it.
+        device: where it is to run; None: on the first GPU, or on the CPU of a machine without one.
 
     Returns:
-        the model, on a GPU where the settings of its training find one, without dropout and masks; and its items.
+        the model, without dropout and masks, and its items.
 
     Raises:
         ValueError: if the file is no checkpoint, was written before checkpoints named items, or is of a model that is
             built from more of its data set than the items.
     """
     checkpoint = read_checkpoint(model_file)
-    config = Config(model, config_dict=checkpoint["config"])
+    config = Config(model, config_dict={**checkpoint["config"], "gpu_id": ""})  # it trained on another machine
+    config["device"] = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     names = checkpoint.get("items")
     if names is None:
         raise ValueError(

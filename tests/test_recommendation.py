@@ -62,6 +62,8 @@ def test_a_history_is_left_out_and_mode_and_batches_do_not_matter(trained, monke
         assert [name for name, _ in one] == [name for name, _ in other]
         torch.testing.assert_close([s for _, s in one], [s for _, s in other], rtol=1e-5, atol=1e-5)
     assert recommend(model, dataset, []) == []
+    (alone,) = recommend(model, dataset, histories[:1], k=1)
+    assert [name for name, _ in alone] == [name for name, _ in found[0][:1]]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,15 @@ def test_a_checkpoint_serves_without_its_data_set(trained, tmp_path):
         load_model(changed(checkpoint, tmp_path / "earlier.pth", items=None))
 
 
+def test_it_serves_on_another_machine(trained, tmp_path, monkeypatch):
+    config, _, dataset, _, checkpoint = trained
+    there = changed(checkpoint, tmp_path / "there.pth", config={**config.given(), "gpu_id": "3", "use_gpu": True})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    served, items = load_model(there, device="cpu")
+    assert served.device == torch.device("cpu") and len(items) == dataset.item_num - 1
+
+
 def test_a_model_that_needs_more_than_items_is_refused(run_folder):
     result = run_recbole_ssd("FPMC", "tiny", config_dict=SETTINGS)
     with pytest.raises(ValueError, match="FPMC is built from more of its data set than the items"):
@@ -124,7 +135,9 @@ def test_times_tell_what_a_model_of_gaps_reads(run_folder):
     for wrong, words in (
         (None, "give the times of the histories' events"),
         (times[1:], rf"a list for each of the {len(histories)} histories, it holds {len(histories) - 1}"),
-        ([[1.0], *times[1:]], r"the times of history 0 should be \d+ rising numbers, they are \[1.0\]"),
+        ([[1.0], *times[1:]], r"the times of history 0 should be \d+ numbers that do not fall, they are \[1.0\]"),
+        ([[*times[0][:-1], float("nan")], *times[1:]], "the times of history 0 should be"),
+        ([[*times[0][:-1], float("inf")], *times[1:]], "the times of history 0 should be"),
         ([times[0][::-1], *times[1:]], "the times of history 0 should be"),
     ):
         with pytest.raises(ValueError, match=words):

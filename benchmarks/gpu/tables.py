@@ -101,6 +101,8 @@ def training_bars(figures: dict) -> list[str]:
             if name in models and ours in models:
                 ratio = models[name]["epoch_s"] / models[ours]["epoch_s"]
                 lines.append(f"{ours}: {ratio:.1f} times as fast an epoch as {name} (promised: at least 5)")
+    waits = {name: found["waits_a_step"] for name, found in models.items() if found["waits_a_step"] is not None}
+    lines += [f"{name}: a step waits {count} times for the GPU (promised: 0)" for name, count in waits.items()]
     return lines
 
 

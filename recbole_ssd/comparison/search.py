@@ -113,7 +113,7 @@ def _tune(search: Search) -> dict:
     while same < SAME and failed < FAILED_FIRST and not _spent(study, search):
         found, proposal = _propose(study, search)
         run = search.run(found)
-        same = same + 1 if read_record(search.runs, run).state == DONE else 0
+        same = same + 1 if found in [trial.user_attrs["settings"] for trial in study.trials] else 0
         started = time.monotonic()
         record = _run_trial(search, run, _standing(study, search))
         study.add_trial(_trial(found, proposal, record, search, time.monotonic() - started))

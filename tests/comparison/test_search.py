@@ -163,6 +163,16 @@ def test_a_space_that_is_used_up_ends_the_search(compared, fake_runs, capsys):
     assert capsys.readouterr().out.count("tuning GRU4Rec, trial") == 2
 
 
+def test_runs_of_another_study_are_taken_over_and_do_not_end_this_one(compared, space_file, monkeypatch, capsys):
+    monkeypatch.setattr(search_file, "SAME", 3)
+    compared("GRU4Rec", search=space_file, search_trials=6, runs="runs")
+    first = trials()
+    shutil.rmtree(FOLDER)
+    capsys.readouterr()
+    compared("GRU4Rec", search=space_file, search_trials=6, runs="runs")
+    assert trials() == first and "tuning GRU4Rec, trial" not in capsys.readouterr().out
+
+
 def test_failed_trials_are_counted_and_do_not_win(compared, space_file, monkeypatch):
     monkeypatch.setenv("FAKE_CRASH", "GRU4Rec-2020")
     with pytest.raises(ValueError, match="no trial of GRU4Rec gave a result: see the run.log files"):
