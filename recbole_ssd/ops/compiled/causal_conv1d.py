@@ -23,9 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..packing import Segments
-from .jit import Work, flat, kernel, launch, over_blocks, parallel_kernel, sigmoid
-
-FEW = 32  # tokens that are summed up before their sum goes into a block's, which is float64
+from .jit import FEW, Work, flat, kernel, launch, over_blocks, parallel_kernel, sigmoid
+from .matrices import add, clear
 
 
 def causal_conv1d_numba(
@@ -135,16 +134,8 @@ def _segment_backward(dy, x, taps, bias, silu, walk, dx, sums):
             _convolve(dx, t * channels, step * channels, taps, count, nothing, False, row, 0)
             _collect(x, t * stride, dx, t * channels, step * channels, count, row, part)
             if (i + 1) % FEW == 0 or i == length - 1:
-                _move(part, sums)
-
-
-@kernel
-def _move(part, sums):
-    """Adds part to sums, both (rows, c), and empties it."""
-    for k in range(len(sums)):
-        for c in range(sums.shape[1]):
-            sums[k, c] += part[k, c]
-            part[k, c] = 0
+                add(part, sums)
+                clear(part)
 
 
 @kernel

@@ -32,6 +32,7 @@ from ..backends import log_once
 from ..packing import Segments
 
 BLOCK = 256  # tokens of a block, about: 50 microseconds of work
+FEW = 32  # tokens that are summed up before their sum goes into one of float64
 
 
 def _can_be_kept() -> bool:

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..packing import Segments
-from .jit import Work, kernel, launch, over_blocks, parallel_kernel
-from .vectors import add, add_product, add_scaled, add_silu_backward, dot, put, put_scaled, silu
+from . import matrices
+from .jit import FEW, Work, kernel, launch, over_blocks, parallel_kernel
+from .vectors import add, add_product, add_scaled, dot, put, put_scaled, silu, silu_and_slope
 
 
 def readout_numba(
@@ -50,11 +51,12 @@ class _Readout(torch.autograd.Function):
         xBC, dt, A, D, taps, bias = inputs = ctx.saved_tensors
         work = Work.of(ctx.segments)
         dxBC, ddt = torch.zeros_like(xBC), torch.empty_like(dt)
-        sums = (A, D, taps, bias)  # float64: a history of 50,000 items would round what it adds away
-        dA, dD, dtaps, dbias = (t.new_zeros(work.n_blocks, *t.shape, dtype=torch.float64) for t in sums)
-        launch(_backward, *inputs, ctx.ngroups, dy.contiguous(), dxBC, ddt, dA, dD, dtaps, dbias, work.arrays)
-        dA, dD, dtaps, dbias = (over_blocks(t, dy.dtype) for t in (dA, dD, dtaps, dbias))
-        return dxBC, ddt, dA, dD, dtaps.flip(0).t(), dbias, None, None
+        sums = A.shape, D.shape, (len(taps) + 1, len(bias))  # the last of the taps, then of the bias
+        # float64: a history of 50,000 items would round what it adds away
+        dA, dD, dfilter = (A.new_zeros(work.n_blocks, *shape, dtype=torch.float64) for shape in sums)
+        launch(_backward, *inputs, ctx.ngroups, dy.contiguous(), dxBC, ddt, dA, dD, dfilter, work.arrays)
+        dA, dD, dfilter = (over_blocks(t, dy.dtype) for t in (dA, dD, dfilter))
+        return dxBC, ddt, dA, dD, dfilter[:-1].flip(0).t(), dfilter[-1], None, None
 
 
 @parallel_kernel
@@ -120,35 +122,36 @@ def _add_term(activation, C, wdt, groups, out):
 
 
 @parallel_kernel
-def _backward(xBC, dt, A, D, taps, bias, groups, dy, dxBC, ddt, dA, dD, dtaps, dbias, work):
+def _backward(xBC, dt, A, D, taps, bias, groups, dy, dxBC, ddt, dA, dD, dfilter, work):
     borders, blocks, order, workers = work
     for worker in prange(len(workers) - 1):
         for b in order[workers[worker] : workers[worker + 1]]:
             for s in range(blocks[b], blocks[b + 1]):
                 here = slice(borders[s], borders[s + 1])
                 inputs = xBC[here], dt[here], A, D, taps, bias
-                _segment_backward(inputs, groups, dy[here], (dxBC[here], ddt[here], dA[b], dD[b], dtaps[b], dbias[b]))
+                _segment_backward(inputs, groups, dy[here], (dxBC[here], ddt[here], dA[b], dD[b], dfilter[b]))
 
 
 @kernel
 def _segment_backward(inputs, groups, dy, grads):
-    """Adds to dxBC, fills ddt of one segment, and adds to dA, dD, dtaps and dbias of its block."""
+    """Adds to dxBC, fills ddt of one segment, and adds to dA, dD and dfilter of its block."""
     xBC, dt, A, D, taps, bias = inputs
-    dxBC, ddt, dA, dD, dtaps, dbias = grads
+    dxBC, ddt, dA, dD, dfilter = grads
     (length, i), (K, c), h = dy.shape, taps.shape, len(A)
     e = (i + c) // 2
     w = _weights(dt, A)
-    C_pre, C, dC = np.empty((K, c - e), dy.dtype), np.empty((K, c - e), dy.dtype), np.zeros((K, c - e))
-    pre, xB, dxB = np.empty((K, e), dy.dtype), np.empty((K, e), dy.dtype), np.empty((K, e), dy.dtype)
+    C_slope, C, dC = np.empty((K, c - e), dy.dtype), np.empty((K, c - e), dy.dtype), np.zeros((K, c - e))
+    slope, xB, dxB = np.empty((K, e), dy.dtype), np.empty((K, e), dy.dtype), np.empty((K, e), dy.dtype)
     later, flow, wdt, dwdt = np.zeros(i), np.zeros(h), np.empty(h, dy.dtype), np.empty(h, dy.dtype)
     dtotal = np.empty(i, dy.dtype)  # `later`, rounded once
-    _levels(xBC, taps, bias, 0, e, C_pre, C)
+    part = np.zeros(dfilter.shape, dy.dtype)  # of few items
+    _levels(xBC, taps, bias, 0, e, C, C_slope)
     for seen in range(length):
         s = length - 1 - seen
         if s + K - 1 < length:  # what enters the running sum here is in all later prefixes
             add(dy[s + K - 1], later)
             put(later, dtotal)
-        _levels(xBC, taps, bias, s, 0, pre, xB)
+        _levels(xBC, taps, bias, s, 0, xB, slope)
         for j in range(h):
             wdt[j], dwdt[j] = w[s, j] * dt[s, j], 0
         for j in range(min(K, length - s)):
@@ -156,12 +159,16 @@ def _segment_backward(inputs, groups, dy, grads):
             _term_backward(xB[j], C[level], wdt, groups, dterm, dxB[j], dC[level], dwdt)
             if s == 0:
                 _skip_backward(xB[j][:i], D, dterm, dxB[j][:i], dD)
-        _levels_backward(xBC, taps, s, 0, pre, dxB, dxBC, dtaps, dbias)
+        _levels_backward(xBC, taps, s, 0, slope, dxB, dxBC, part)
+        if seen % FEW == FEW - 1:
+            matrices.add(part, dfilter)
+            matrices.clear(part)
         for j in range(h):
             ddt[s, j] = w[s, j] * dwdt[j] + A[j] * flow[j]
             dA[j] += dt[s, j] * flow[j]
             flow[j] += wdt[j] * dwdt[j]
-    _levels_backward(xBC, taps, 0, e, C_pre, dC.astype(dy.dtype), dxBC, dtaps, dbias)
+    _levels_backward(xBC, taps, 0, e, C_slope, dC.astype(dy.dtype), dxBC, part)
+    matrices.add(part, dfilter)
 
 
 @kernel
@@ -176,26 +183,26 @@ def _weights(dt, A):
 
 
 @kernel
-def _levels(xBC, taps, bias, s, first, pre, activation):
-    """Sums and activations of the flipped convolution at item s with 1, 2, ... taps, of the channels from `first`."""
-    end = first + pre.shape[1]
+def _levels(xBC, taps, bias, s, first, activation, slope):
+    """SiLU of the flipped convolution at item s with 1, 2, ... taps, of the channels from `first`; and its slope."""
+    end = first + activation.shape[1]
+    pre = bias[first:end].copy()
     for j in range(min(len(taps), len(xBC) - s)):
-        before, tap, row = pre[j - 1] if j else bias[first:end], taps[j][first:end], xBC[s + j][first:end]
-        put(before, pre[j])
-        _one_more_tap(pre[j], tap, row, activation[j])
+        add_product(taps[j][first:end], xBC[s + j][first:end], pre)
+        silu_and_slope(pre, activation[j], slope[j])
 
 
 @kernel
-def _levels_backward(xBC, taps, s, first, pre, dactivation, dxBC, dtaps, dbias):
-    """Adds to dxBC, dtaps and dbias. A tap is in the sums of its own level and of all above."""
-    end, above = first + pre.shape[1], np.zeros(pre.shape[1], pre.dtype)
+def _levels_backward(xBC, taps, s, first, slope, dactivation, dxBC, dfilter):
+    """Adds to dxBC and dfilter. A tap is in the sums of its own level and of all above."""
+    end, above = first + slope.shape[1], np.zeros(slope.shape[1], slope.dtype)
     full = min(len(taps), len(xBC) - s)
     for seen in range(full):
         j = full - 1 - seen
-        add_silu_backward(pre[j], dactivation[j], above)
+        add_product(slope[j], dactivation[j], above)
         add_product(taps[j][first:end], above, dxBC[s + j][first:end])
-        add_product(xBC[s + j][first:end], above, dtaps[j][first:end])
-    add(above, dbias[first:end])
+        add_product(xBC[s + j][first:end], above, dfilter[j][first:end])
+    add(above, dfilter[len(taps)][first:end])
 
 
 @kernel

@@ -61,9 +61,10 @@ def silu(a, out):
 
 
 @kernel
-def add_silu_backward(a, dsilu, out):
-    """out += dsilu * the derivative of silu at a."""
+def silu_and_slope(a, out, slope):
+    """out = a * sigmoid(a), slope = its derivative."""
     one = a.dtype.type(1)
     for k in range(len(out)):
         gate = sigmoid(a[k])
-        out[k] += dsilu[k] * gate * (one + a[k] * (one - gate))
+        out[k] = a[k] * gate
+        slope[k] = gate * (one + a[k] * (one - gate))
