@@ -36,8 +36,9 @@ difference from the first row, from a paired bootstrap over users and seeds, and
 time limit ended the training. Seconds are those of the machine that is named, and compare inside a table. Under
 protocol A what is in the history is ranked too. Models of this package that are trained with `repeat_bias` learn to
 leave it out where nothing is consumed twice; RecBole's models and published ones do not, and are to be compared with
-them under protocol B, the column "history excluded". Sweeps of earlier commits than b4a2359 know no `repeat_bias`:
-compare their rows with each other, and not with those of `models`."""
+them under protocol B, the column "history excluded". Compare the rows of a sweep with each other, and not
+with `models`: its command says how long it trained, four epochs on ml-1m, and earlier commits than b4a2359 know no
+`repeat_bias`."""
 
 
 def page(folder: Path = ROOT / "benchmarks" / "results" / "experiments") -> str:
