@@ -135,7 +135,7 @@ class Config(RecBoleConfig):
         super()._load_internal_config_dict(model, model_class, dataset)
         ours = own_files(model_class, dataset)
         for file in ours:
-            self.internal_config_dict.update(read_yaml(file))
+            self.internal_config_dict.update(_like(self.internal_config_dict, read_yaml(file)))
         self.files_read = [*recbole_files(model, dataset), *ours, *self._user_files]
 
     def _get_final_config_dict(self):
@@ -182,6 +182,17 @@ class Config(RecBoleConfig):
         settings["device"] = _device(settings["gpu_id"], settings["use_gpu"])
         if settings["device"].type == "cpu" and settings["use_gpu"] and settings["gpu_id"] not in ("", "0"):
             self.notes.append(f"gpu_id '{settings['gpu_id']}' is not used: this machine shows no GPU to torch")
+
+
+def _like(defaults: dict, settings: dict) -> dict:
+    """The settings of a later file, a whole number made a float where the default before it is one.
+
+    A default tells which values a key takes: `warmup_epochs: 1` must not turn parts of an epoch away.
+    """
+    return {
+        key: float(value) if isinstance(defaults.get(key), float) and type(value) is int else value
+        for key, value in settings.items()
+    }
 
 
 def _device(gpu_id: str, use_gpu: bool) -> torch.device:
