@@ -19,9 +19,10 @@ from recbole_ssd.model_lookup import own_models
 RESULTS = Path(__file__).parent / "results"
 NOTE = (
     "Protocol A ranks what is in the history too, B leaves it out; ± is the standard deviation over seeds, without it "
-    "there is one, and what is empty was not run. ¹ a time limit, which the report's settings name, ended a training; "
-    "RecBole's models have its defaults but for what stands there. On ml-100k, amazon-beauty and ml-1m ours are "
-    "trained with `repeat_bias` and so leave the history out by themselves; RecBole's cannot: compare them under B."
+    "there is one, and what is empty was not run, or on another machine alone. ¹ a time limit, which the report's "
+    "settings name, ended a training; RecBole's models have its defaults but for what stands there. On ml-100k, "
+    "amazon-beauty and ml-1m ours are trained with `repeat_bias` and so leave the history out by themselves; RecBole's "
+    "cannot: compare them under B."
 )
 
 
