@@ -3,7 +3,7 @@ PYTHON ?= python
 .PHONY: test lint bench experiment
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 lint:
 	$(PYTHON) -m ruff check .

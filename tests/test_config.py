@@ -118,7 +118,7 @@ REFUSED = [
     ({"model": "CORE", "loss_type": "BPR"}, "'loss_type' of CORE should be one of CE, it is 'BPR'"),
     ({"model": None}, "no model is named"),
     ({"dataset": None}, "no dataset is named"),
-    ({"load_col": {"inter": object()}}, "should be plain data"),
+    ({"load_col": {"inter": len}}, "should be plain data"),
     ({**OURS, "loss_type": "MSE"}, "'loss_type' of SSD4Rec should be one of CE, BPR, BCE"),
     ({**OURS, "bidirectional": "flip"}, "'bidirectional: flip' reads the whole segment"),
     ({**OURS, "d_state": 0}, "'d_state' (config_dict) should be greater than 0"),
