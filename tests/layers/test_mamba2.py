@@ -3,7 +3,6 @@ import torch
 import torch.nn.functional as F
 
 from recbole_ssd.layers import mamba2
-from recbole_ssd.layers.dropout import Dropout
 from recbole_ssd.layers.mamba2 import Mamba2
 from recbole_ssd.ops.packing import Segments
 
@@ -89,23 +88,6 @@ def test_autocast_keeps_the_scan_in_float32():
 def test_sizes_that_do_not_fit_get_a_sentence(kwargs, sentence):
     with pytest.raises(ValueError, match=sentence):
         Mamba2(16, **({"headdim": 8} | kwargs))
-
-
-def test_dropout_rate_scale_and_gradient():
-    x = torch.ones(1000, 257, requires_grad=True)
-    y = Dropout(0.3)(x)
-    kept = y != 0
-    assert abs(kept.float().mean().item() - 0.7) < 0.01
-    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / 0.7), rtol=1e-4, atol=0)
-    y.sum().backward()
-    assert torch.equal(x.grad, y.detach())
-    rows = kept.float().mean(1)
-    assert 0.0005 < rows.var() < 0.0012  # 0.21 / 257: the bits of a draw are independent
-    assert torch.equal(Dropout(0.3).eval()(x), x)
-    torch.manual_seed(3)
-    first = Dropout(0.5)(x)
-    torch.manual_seed(3)
-    assert torch.equal(first, Dropout(0.5)(x))
 
 
 @pytest.mark.parametrize("settings", [{}, {"backend": "torch"}, {"headdim": 256, "expand": 16}], ids=str)

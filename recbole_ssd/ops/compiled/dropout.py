@@ -1,0 +1,69 @@
+"""Dropout on a CPU: which elements are kept is computed from their number and a seed, and never stored.
+
+    out_i = x_i / (1 - p) if hash(i, seed) >= 2^32 p else 0
+
+The gradient is the same function of the gradient that comes in, with the same seed.
+
+The hash is MurmurHash3's last step, a bijection of 32 bits whose every bit depends on all (fmix32, Austin Appleby,
+https://github.com/aappleby/smhasher), with half of the seed before and half inside, so that no two seeds drop alike.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import prange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .jit import kernel, launch, parallel_kernel
+
+BLOCK = 2**14  # numbers of a block
+VALUES = 2**32  # of a hash
+
+
+def dropout_numba(x: Tensor, p: float) -> Tensor:
+    """x of any shape, float32 or float64, 0 < p < 1; the rate is kept to 2^-32. The seed is drawn from torch's."""
+    return _Dropout.apply(x, p)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, p):
+        seed = torch.randint(VALUES, (2,)).tolist()
+        ctx.draw = *map(np.uint32, seed), np.uint32(min(round(p * VALUES), VALUES - 1)), 1 / (1 - p)
+        return _drop(x, ctx.draw)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        return _drop(dout, ctx.draw), None
+
+
+def _drop(x: Tensor, draw: tuple) -> Tensor:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    launch(_drop_blocks, x.contiguous().view(-1), *draw, out.view(-1))
+    return out
+
+
+@parallel_kernel
+def _drop_blocks(x, before, inside, dropped, scale, out):
+    for block in prange((len(x) + BLOCK - 1) // BLOCK):
+        _drop_block(x, before, inside, dropped, x.dtype.type(scale), out, block)
+
+
+@kernel
+def _drop_block(x, before, inside, dropped, scale, out, block):
+    zero = x.dtype.type(0)
+    for i in range(np.uint64(block * BLOCK), np.uint64(min(len(x), (block + 1) * BLOCK))):
+        out[i] = scale * x[i] if _hash(np.uint32(i), before, inside) >= dropped else zero
+
+
+@kernel
+def _hash(i, before, inside):
+    u32 = np.uint32  # numba makes 64 bits of every sum and product
+    h = u32(i * u32(0x9E3779B1)) ^ before  # Knuth's multiplier, near 2^32 over the golden ratio
+    h = u32((h ^ (h >> u32(16))) * u32(0x85EBCA6B))
+    h = u32((h ^ (h >> u32(13))) + inside)
+    h = u32(h * u32(0xC2B2AE35))
+    return h ^ (h >> u32(16))
