@@ -101,6 +101,28 @@ def load_weights(model: torch.nn.Module, checkpoint: dict, settings: dict, path:
     model.load_other_parameter(checkpoint.get("other_parameter"))
 
 
+def check_items(checkpoint: dict, names: list[str], path: Path | str) -> None:
+    """Refuses weights that were learned of other items: a model knows an item by its place in the data's order.
+
+    Args:
+        checkpoint: from `read_checkpoint`; what earlier versions wrote names no items and is taken.
+        names: the items of the data set, in its order.
+        path: named in the sentence.
+
+    Raises:
+        ValueError: that names the first item that differs.
+    """
+    there = checkpoint.get("items")
+    if there is None or there == names:
+        return
+    number = next((n for n, pair in enumerate(zip(there, names)) if len(set(pair)) > 1), min(len(there), len(names)))
+    first, second = (repr(items[number]) if number < len(items) else "missing" for items in (there, names))
+    raise ValueError(
+        f"checkpoint '{path}' was trained on other data: its item {number} is {first} and here it is {second}. Items "
+        "are numbered as the data file has them: load it with the file as it was, or by load_model, which needs no data"
+    )
+
+
 def check_groups(optimizer: torch.optim.Optimizer, state: dict, path: Path | str) -> None:
     """Refuses the state of an optimizer whose weights were grouped otherwise.
 

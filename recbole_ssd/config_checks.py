@@ -79,6 +79,7 @@ NOT_NEGATIVE = (
     "metric_decimal_place",
     "balance_weight",
 )
+SEEDS = ("seed", "candidate_seed")
 SHARES = ("dropout_prob", "hidden_dropout_prob", "attn_dropout_prob", "mask_ratio", "label_smoothing")
 WHOLE = (
     "epochs",
@@ -91,11 +92,16 @@ WHOLE = (
     "seed",
 )
 OPTIONAL = ("MAX_ITEM_LIST_LENGTH", "max_position", "chunk_size", "reranker_CAN_NUM")  # a number, None or text
-DICTS = {"clip_grad_norm": "{'max_norm': 5}", "val_interval": "{'rating': '[3,inf)'}"}
+DICTS = {
+    "clip_grad_norm": "{'max_norm': 5}",
+    "val_interval": "{'rating': '[3,inf)'}",
+    "threshold": "{'rating': 3}",
+}
 INTERVALS = ("user_inter_num_interval", "item_inter_num_interval")
 INTERVAL = re.compile(r"[\[(]\s*([^,;]+),([^,;]+)[\])]")
 INNER_KEYS = {
     "eval_args": ("split", "order", "group_by", "mode"),
+    "clip_grad_norm": ("max_norm", "norm_type", "error_if_nonfinite", "foreach"),
     "train_neg_sample_args": ("distribution", "sample_num", "alpha", "dynamic", "candidate_num"),
 }
 
@@ -180,6 +186,10 @@ def _check_value(key: str, value, default, source: str) -> None:
         raise ValueError(f"'{key}' ({source}) should be a dict such as {DICTS[key]}, it is {value!r}")
     if key in INNER_KEYS and (value is not None or key == "eval_args"):
         _check_inner_keys(key, value, INNER_KEYS[key], source)
+    if key == "clip_grad_norm" and value is not None:
+        highest = value.get("max_norm")
+        if not _is_number(highest) or highest <= 0:
+            raise ValueError(f"'{key}' ({source}) needs a 'max_norm' greater than 0, it is {value!r}")
     if key in INTERVALS and value is not None:
         _check_intervals(key, value, source)
     if key == "val_interval" and value:
@@ -220,6 +230,8 @@ def _check_range(key: str, value: Real, whole: bool, source: str) -> None:
         raise ValueError(f"'{key}' ({source}) should be greater than 0, it is {value}")
     if key in NOT_NEGATIVE and not value >= 0:
         raise ValueError(f"'{key}' ({source}) should be 0 or greater, it is {value}")
+    if key in SEEDS and value >= 2**32:
+        raise ValueError(f"'{key}' ({source}) should be below 2^32, which numpy's generator takes, it is {value}")
     if whole and value != int(value):
         raise ValueError(f"'{key}' ({source}) should be a whole number, it is {value}")
 

@@ -6,13 +6,13 @@ from logging import getLogger
 
 from recbole.utils import init_seed
 
-from recbole_ssd.checkpoint import load_weights, read_checkpoint
+from recbole_ssd.checkpoint import check_items, load_weights, read_checkpoint
 from recbole_ssd.config import Config
 from recbole_ssd.data import create_dataset, data_preparation, split_fingerprint
 from recbole_ssd.environment import commit
 from recbole_ssd.logger import init_logger, log_file
 from recbole_ssd.result import check_result_file, describe, make_result, write_ranks, write_result
-from recbole_ssd.trainer import get_trainer
+from recbole_ssd.trainer import get_trainer, names_of_items
 
 
 def run_recbole_ssd(model=None, dataset=None, config_file_list=None, config_dict=None, saved=True) -> dict:
@@ -54,13 +54,14 @@ def load_data_and_model(model_file: str, model=None) -> tuple:
         set to evaluate, without dropout and masks.
 
     Raises:
-        ValueError: if the file is no checkpoint, or its data are not there.
+        ValueError: if the file is no checkpoint, or its data are not there or not what they were.
     """
     checkpoint = read_checkpoint(model_file)
     config = Config(model, config_dict=checkpoint["config"])
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     dataset, train_data, valid_data, test_data, model = _build(config)
+    check_items(checkpoint, names_of_items(train_data), model_file)
     load_weights(model, checkpoint, config.given(), model_file)
     model.eval()
     return config, model, dataset, train_data, valid_data, test_data

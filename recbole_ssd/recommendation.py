@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -41,8 +42,8 @@ def recommend(
         ValueError: if a history is empty or has an item that the data set does not know, its times do not fit, or the
             model needs more than items to score one.
     """
-    if k < 1:
-        raise ValueError(f"k should be 1 or more, it is {k}")
+    if not isinstance(k, Integral) or k < 1:
+        raise ValueError(f"k should be a whole number of 1 or more, it is {k}")
     rows = [_numbers(history, place, dataset) for place, history in enumerate(histories)]
     gaps = _gaps(rows, times) if getattr(model, "time_gap", None) is not None else None
     training, found = model.training, []

@@ -121,8 +121,11 @@ def ranks_file(result_file: Path | str) -> Path:
 
     >>> ranks_file("out/ssd4rec.json").name
     'ssd4rec.ranks.csv'
+    >>> ranks_file("out/rate0.01").name
+    'rate0.01.ranks.csv'
     """
-    return Path(result_file).with_suffix(".ranks.csv")
+    file = Path(result_file)
+    return file.with_name(f"{file.name.removesuffix('.json')}.ranks.csv")
 
 
 def protocol(config) -> dict:

@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recbole_ssd.checkpoint import (
     check_groups,
+    check_items,
     load_weights,
     plain_other,
     random_state,
@@ -76,7 +77,7 @@ class Trainer(RecBoleTrainer):
             warmup=config["warmup_epochs"],
             epochs=config["epochs"],
         )
-        self._epoch = self._fit_started = self._validates = self._validated_after = self._items = None
+        self._epoch = self._fit_started = self._validates = self._validated_after = self._items = self._resumed = None
 
     @cached_property
     def precision(self) -> Precision:
@@ -95,7 +96,10 @@ class Trainer(RecBoleTrainer):
                 f"'epochs' is {self.epochs}; set config['epochs'] higher before the Trainer is made"
             )
         self._epoch, self._fit_started, self.cut = None, self._now(), False
-        self._items = _names_of_items(train_data)
+        self._items = names_of_items(train_data)
+        if self._resumed:
+            check_items(self._resumed[0], self._items, self._resumed[1])
+            self._resumed = None
         self._validates, self._validated_after = bool(valid_data) and self.eval_step > 0, None
         try:
             return super().fit(train_data, valid_data, *args, **kwargs)
@@ -107,11 +111,13 @@ class Trainer(RecBoleTrainer):
         """RecBole's `evaluate`, with its arguments and results.
 
         Raises:
-            ValueError: if the checkpoint to load is none, truncated, or of another model.
+            ValueError: if the checkpoint to load is none, truncated, or of another model or other items.
         """
         if load_best_model and eval_data:
             path = model_file or self.saved_model_file
-            load_weights(self.model, read_checkpoint(path, self.device), self.config.given(), path)
+            checkpoint = read_checkpoint(path, self.device)
+            check_items(checkpoint, names_of_items(eval_data), path)
+            load_weights(self.model, checkpoint, self.config.given(), path)
             self.logger.info(f"Loaded the parameters of {path}")
         started = self._now()
         result = super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
@@ -129,6 +135,7 @@ class Trainer(RecBoleTrainer):
         """
         checkpoint = read_checkpoint(resume_file, self.device)
         load_weights(self.model, checkpoint, self.config.given(), resume_file)
+        self._resumed = checkpoint, resume_file  # `fit` gets the data to hold it against
         check_groups(self.optimizer, checkpoint["optimizer"], resume_file)
         super().resume_checkpoint(resume_file)
         if "fused" in self.optimizer.defaults:  # the choice of the run that saved came with its state
@@ -281,9 +288,9 @@ def _counted(loader, bar):
         bar.update()
 
 
-def _names_of_items(train_data) -> list[str]:
-    """As the model numbers them, the padding first: `recbole_ssd.serving` needs no data set."""
-    return train_data.dataset.field2id_token[train_data.dataset.iid_field].tolist()
+def names_of_items(data) -> list[str]:
+    """Those of a loader's data set as the model numbers them, the padding first."""
+    return data.dataset.field2id_token[data.dataset.iid_field].tolist()
 
 
 def _new_file(config) -> str:

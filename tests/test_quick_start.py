@@ -13,6 +13,8 @@ from recbole_ssd import (
     Config,
     Trainer,
     compat,
+    create_dataset,
+    data_preparation,
     init_logger,
     load_data_and_model,
     objective_function,
@@ -369,3 +371,25 @@ def _recbole_by_hand(model, dataset, settings, monkeypatch):
     _, valid = trainer.fit(train_data, valid_data, saved=False, verbose=False)
     test = trainer.evaluate(test_data, load_best_model=False)
     return list(trainer.train_loss_dict.values()), dict(valid), dict(test)
+
+
+def test_a_checkpoint_is_refused_on_data_whose_items_are_numbered_otherwise(run_folder, tiny):
+    """A model knows items by their number, which is their place in the file: sorted lines would mix them up."""
+    place = run_folder / "own" / "tiny" / "tiny.inter"
+    place.parent.mkdir(parents=True)
+    header, *lines = (Path(tiny["data_path"]) / "tiny" / "tiny.inter").read_text().splitlines()
+    place.write_text("\n".join([header, *lines]))
+    result = run_recbole_ssd("SSD4Rec", config_dict={**tiny, "data_path": "own"})
+    config, model, _, train, valid, test = load_data_and_model(result["checkpoint"])
+    place.write_text("\n".join([header, *sorted(lines, reverse=True)]))
+    with pytest.raises(ValueError, match="was trained on other data: its item 1 is"):
+        load_data_and_model(result["checkpoint"])
+
+    config = Config("SSD4Rec", config_dict={**tiny, "data_path": "own", "epochs": 2})
+    train, valid, test = data_preparation(config, create_dataset(config))
+    trainer = Trainer(config, model)
+    with pytest.raises(ValueError, match="was trained on other data"):
+        trainer.evaluate(test, model_file=result["checkpoint"])
+    trainer.resume_checkpoint(result["checkpoint"])
+    with pytest.raises(ValueError, match="was trained on other data"):
+        trainer.fit(train, valid, verbose=False)

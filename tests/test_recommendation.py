@@ -83,7 +83,7 @@ def test_what_is_no_history_is_refused(trained, histories, words):
 
 def test_no_items_are_asked_for_in_a_sentence(trained):
     _, model, dataset, *_ = trained
-    with pytest.raises(ValueError, match="k should be 1 or more, it is 0"):
+    with pytest.raises(ValueError, match="k should be a whole number of 1 or more, it is 0"):
         recommend(model, dataset, [], k=0)
 
 

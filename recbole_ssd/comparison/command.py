@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from logging import getLogger
 from pathlib import Path
 
 from recbole_ssd.comparison import plots
@@ -22,7 +23,7 @@ from recbole_ssd.comparison.runs import Run, check_one_protocol, plan_runs
 from recbole_ssd.comparison.search import plan_searches, tune, tuning_blocks
 from recbole_ssd.comparison.tables import words
 from recbole_ssd.config import Config
-from recbole_ssd.data.download import check_known
+from recbole_ssd.data.download import check_known, fetch
 from recbole_ssd.environment import check_folder
 
 
@@ -43,10 +44,12 @@ def compare(settings: dict, files: list, defaults: tuple[str, str], command: str
         KeyboardInterrupt: after Ctrl-C, when all runs have stopped.
     """
     options, models, notes = read_options(settings, files, *defaults)
-    runs = plan_runs(models, options.seeds)
-    check_one_protocol(runs, options.separate_tables)
     config = Config(config_dict=next(iter(models.values())))
     check_known(config["dataset"], config["data_path"])
+    if not (options.dry_run or Path(config["data_path"]).is_dir()):
+        fetch(config["dataset"], config["data_path"], getLogger())  # before the plan, which looks into the files
+    runs = plan_runs(models, options.seeds)
+    check_one_protocol(runs, options.separate_tables)
     folder = Path(options.output or Path("comparison") / runs[0].settings["dataset"])
     runs_folder = Path(options.runs or folder / "runs")
     searches = plan_searches(options, models, folder, runs_folder)

@@ -13,10 +13,11 @@ import yaml
 from recbole_ssd.comparison.options import ModelSettings
 from recbole_ssd.comparison.statistics import at_k
 from recbole_ssd.config import Config
+from recbole_ssd.data.fingerprint import files_fingerprint
 from recbole_ssd.result import protocol, ranks_file
 from recbole_ssd.settings import parse_value, read_yaml
 
-# Change no number of a result: a run is the same with others of these.
+# Change no number of a result: a run is the same with others of these. What `data_path` leads to does.
 NOT_DECISIVE = (
     "data_path",
     "checkpoint_dir",
@@ -38,7 +39,8 @@ class Run:
         label: the row of the table.
         seed: of this training.
         settings: what the user set, with model, data set and seed.
-        identity: a hash of all settings that decide the result, defaults included: other settings, another run.
+        identity: a hash of all settings that decide the result, defaults included, and of the data files: with other
+            ones it is another run.
         protocol: what its metrics mean, without the window of the model.
         shipped: what `properties/tuned` sets for this pair of model and data set and the user leaves so.
     """
@@ -134,6 +136,7 @@ def make_run(label: str, settings: ModelSettings, number: int = 0) -> Run:
     if number:
         config = Config(config_dict=settings.but({"seed": seed}))
     decisive = {key: value for key, value in config.given().items() if key not in NOT_DECISIVE}
+    decisive["files"] = files_fingerprint(config["data_path"], config["dataset"])
     text = json.dumps(decisive, sort_keys=True, default=str)
     # What a model reads of a history is its own affair; what chooses its best epoch is not.
     measured = {key: value for key, value in protocol(config).items() if key != "MAX_ITEM_LIST_LENGTH"}

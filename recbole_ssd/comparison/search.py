@@ -80,12 +80,17 @@ def plan_searches(options: Options, models: dict, folder: Path, runs: Path) -> l
     searches = []
     for label, space in spaces.items():
         settings = models[label].but({})
+        untuned = make_run(label, settings)
         for dimension in space:
             for value in dimension.ends():
-                make_run(label, settings.but({dimension.key: value}))
+                run = make_run(label, settings.but({dimension.key: value}))
+                if (run.protocol, run.seed) != (untuned.protocol, untuned.seed):
+                    raise ValueError(
+                        f"'{dimension.key}' decides how {label} is measured and not what it learns: "
+                        "take it out of the search file, or give it one value for all models"
+                    )
         config = Config(config_dict=settings)
         metric, bigger = str(config["valid_metric"]).lower(), config["valid_metric_bigger"]
-        untuned = make_run(label, settings)
         text = json.dumps([untuned.identity, [str(dimension) for dimension in space]])
         name = f"{file_name(label)}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
         place = folder / "search" / name

@@ -32,7 +32,7 @@ def check_header(path, separator, encoding):
     try:
         with open(path, encoding=encoding) as file:
             header, record = file.readline().rstrip("\n"), file.readline().rstrip("\n")
-    except (UnicodeDecodeError, LookupError) as error:  # LookupError: no such encoding
+    except (UnicodeError, LookupError) as error:  # LookupError: no such encoding
         raise ValueError(f"{path} cannot be decoded ({error}): set `encoding` to the file's own") from error
     if not header:
         raise ValueError(f"{path} is empty: expected a header such as user_id:token{separator}item_id:token")

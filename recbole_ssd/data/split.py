@@ -50,7 +50,8 @@ def _by_user(group_by):
 
 
 def _normal_ratios(kind, value):
-    if not isinstance(value, (list, tuple)) or len(value) != 3 or min(value) < 0 or value[0] <= 0:
+    numbers = isinstance(value, (list, tuple)) and all(isinstance(ratio, (int, float)) for ratio in value)
+    if not numbers or len(value) != 3 or min(value) < 0 or value[0] <= 0:
         raise ValueError(
             f"eval_args.split: {kind} takes three ratios (training, validation, test), the first above 0, "
             f"such as [0.8, 0.1, 0.1]; got {value!r}"

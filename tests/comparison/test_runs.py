@@ -96,9 +96,26 @@ def test_identity_follows_what_decides_a_result():
     plain = run_of()
     assert run_of(learning_rate=0.001).identity == plain.identity  # RecBole's default, written out
     assert run_of(learning_rate="1e-3").identity == plain.identity  # as text, from a command line
-    assert run_of(data_path="elsewhere", worker=2, state="ERROR").identity == plain.identity
+    assert run_of(worker=2, state="ERROR").identity == plain.identity
     others = [run_of(learning_rate=0.002), run_of(seed=7), run_of(epochs=3), run_of(exclude_history=True)]
     assert len({plain.identity, *(run.identity for run in others)}) == 5
+
+
+def test_identity_follows_the_data(tmp_path):
+    """Not the place of the files but what is in them."""
+    _, models, _ = options_of({"model": "GRU4Rec", "dataset": "own"})
+
+    def identity(folder, text):
+        file = tmp_path / folder / "own" / "own.inter"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return make_run("GRU4Rec", models["GRU4Rec"].but({"data_path": str(tmp_path / folder)})).identity
+
+    header = "user_id:token\titem_id:token\ttimestamp:float\n"
+    first = identity("a", header + "u1\ti1\t1\n")
+    assert identity("b", header + "u1\ti1\t1\n") == first
+    assert identity("b", header + "u1\ti2\t1\n") != first
+    assert identity("a", header + "u1\ti3\t1\n") != first
 
 
 def test_seeds_come_in_rounds_over_the_models():

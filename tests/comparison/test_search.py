@@ -205,3 +205,11 @@ def test_dry_run_tells_the_search(compared, space_file, capsys):
         "tune GRU4Rec over learning_rate loguniform [0.0001, 0.1]; dropout_prob choice [0.1, 0.5] (10.0 min)" in printed
     )
     assert not Path("comparison").exists()
+
+
+@pytest.mark.parametrize("choice", ["exclude_history: [True, False]", "seed: [1, 2]", "valid_metric: [Hit@10, MRR@10]"])
+def test_what_is_measured_is_not_searched(compared, space_file, choice):
+    """The rule that reads highest would win, whatever was learned."""
+    Path(space_file).write_text(f"GRU4Rec: {{{choice}}}")
+    with pytest.raises(ValueError, match="decides how GRU4Rec is measured and not what it learns"):
+        compared(model="GRU4Rec", search=space_file, search_trials=2)
