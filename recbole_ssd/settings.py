@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import os
 from functools import cache
 from pathlib import Path
 
@@ -51,6 +52,8 @@ TEXT_KEYS = {
     "item_inter_num_interval",
     "reranker_CAN_NUM",
 }
+
+PATH_KEYS = {"data_path", "checkpoint_dir", "result_file"}  # a shell leaves the ~ of --key=~/folder to the program
 
 
 def properties_folder() -> Path:
@@ -142,11 +145,13 @@ def parse_value(key: str, value):
     ('CE', '2020')
     >>> parse_value("metrics", "[Hit, NDCG]"), parse_value("metrics", "Hit,NDCG")
     (['Hit', 'NDCG'], ['Hit', 'NDCG'])
+    >>> parse_value("result_file", "~/results.json").startswith("~")
+    False
     >>> parse_value("load_col", "{item: [item_id]}")
     {'item': ['item_id']}
     """
     if not isinstance(value, str) or key in TEXT_KEYS and value != "None":
-        return value
+        return os.path.expanduser(value) if key in PATH_KEYS and isinstance(value, str) else value
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
     if key == "metrics" and value[:1].isalpha():
