@@ -41,7 +41,7 @@ def files_fingerprint(folder, name):
     Returns:
         str: 12 hexadecimal digits of a SHA-256, or None where there is no file yet.
     """
-    files = sorted(Path(folder).glob(f"{escape(name)}.*"))
+    files = sorted(file for file in Path(folder).glob(f"{escape(name)}.*") if file.is_file())
     digests = [f"{file.name}\x1f{_digest(file, file.stat().st_size, file.stat().st_mtime_ns)}" for file in files]
     return hashlib.sha256("\x1e".join(digests).encode()).hexdigest()[:12] if files else None
 
