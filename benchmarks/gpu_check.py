@@ -29,7 +29,8 @@ def parity(options: argparse.Namespace) -> int:
     from gpu.tables import parity_table
 
     if options.only:
-        print(json.dumps(check_op(options.only, options.backend, options.device)))
+        for record in check_op(options.only, options.backend, options.device):
+            print(json.dumps(record), flush=True)
         return 0
     arguments = [f"--backend={options.backend}", f"--device={options.device}"]
     records = check_all(list(table(options.device.type == "cpu")), arguments, options.minutes, options.device)

@@ -52,6 +52,7 @@ class Op:
     peers: tuple[tuple[str, dict], ...] = (("torch", {}),)  # backends and options that ours is compared with
     sees: str | None = "past"  # what a token's output may depend on beside the token: past, future, or None
     products = False  # whether `work` counts matrix products, which have a floor of their own
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")  # that its kernels take on a GPU
     timed = True
 
     def run(self, inputs: dict, segments: Segments, backend: str, dtype: torch.dtype, **options) -> Tensor:

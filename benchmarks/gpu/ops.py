@@ -148,15 +148,16 @@ class LinearCrossEntropy(Op):
     per_token, sees, products = ("hidden", "target"), None, True
     PRECISION = {torch.bfloat16: "bfloat16"}  # hidden and table stay float32, the products' operands are rounded
 
-    def __init__(self, size: int, items: int):
-        self.d, self.V = size, items
+    def __init__(self, size: int, items: int, dtypes: tuple[str, ...] = Op.dtypes):
+        self.d, self.V, self.dtypes = size, items, dtypes
 
     def draw(self, tokens: int, draw: Draw) -> dict:
         hidden, weight = draw.normal(tokens, self.d), 0.1 * draw.normal(self.V, self.d)
         return {"hidden": hidden, "weight": weight, "target": draw.numbers(self.V, tokens)}
 
     def call(self, inputs: dict, segments: Segments, backend: str, dtype: torch.dtype) -> Tensor:
-        precision = self.PRECISION.get(dtype, "float32")
+        on_gpu = backend == "torch" and inputs["hidden"].is_cuda  # the plain form has bfloat16 on a CPU only
+        precision = "float32" if on_gpu else self.PRECISION.get(dtype, "float32")
         return linear_cross_entropy(*inputs.values(), precision=precision, backend=backend)
 
     def work(self, lengths: Tensor, size: int) -> tuple[Work, Work]:
@@ -167,9 +168,9 @@ class LinearCrossEntropy(Op):
 
 def table(small: bool) -> dict[str, Op]:
     """Every op by name; `small` ones for Triton's interpreter."""
-    i, n, d, V = (32, 16, 16, 50) if small else (512, 64, 256, 7112)
+    i, n, V = (32, 16, 50) if small else (512, 64, 7112)
     wide = 16 if small else 64
-    return {
+    ops = {
         f"ssd, headdim {wide}": SSD(i, wide, n),
         "ssd, headdim 16": SSD(i, 16, n),
         "ssd, two groups": SSD(i, 16, n, groups=2),
@@ -180,5 +181,8 @@ def table(small: bool) -> dict[str, Op]:
         "gated_rms_norm": GatedRMSNorm(i),
         f"prefix_readout, headdim {wide}": PrefixReadout(i, wide, n),
         "prefix_readout, headdim 16": PrefixReadout(i, 16, n),
-        "linear_cross_entropy": LinearCrossEntropy(d, V),
+        f"linear_cross_entropy, {wide} wide": LinearCrossEntropy(wide, V),
     }
+    if not small:
+        ops["linear_cross_entropy, 256 wide"] = LinearCrossEntropy(256, V, dtypes=("bfloat16",))
+    return ops

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -150,19 +151,18 @@ def judged(record: dict, dtype: str) -> dict:
     return {**record, "worst": worst, **figures, "bound": bounds[worst], "passed": kept and share[worst] <= 1}
 
 
-def check_op(name: str, backend: str, device: torch.device) -> list[dict]:
-    """Every dtype and stream of one op."""
-    small, records = device.type == "cpu", []
+def check_op(name: str, backend: str, device: torch.device) -> Iterator[dict]:
+    """Every dtype and stream of one op, each as soon as it is known."""
+    small = device.type == "cpu"
     op = table(small)[name]
-    for dtype in ("float32",) if small else DTYPES:
+    for dtype in ("float32",) if small else op.dtypes:
         for stream, lengths in ugly(small).items():
             case = {"op": name, "backend": backend, "dtype": dtype, "stream": stream}
             try:
                 found = judged(check(op, backend, lengths, DTYPES[dtype], device), dtype)
             except REFUSALS as refusal:
                 found = refused(str(refusal))
-            records.append(case | found)
-    return records
+            yield case | found
 
 
 def refused(why: str) -> dict:
@@ -176,12 +176,16 @@ def in_its_own_process(arguments: list[str], deadline: float, name: str) -> list
     command = [sys.executable, str(script), "parity", *arguments, f"--only={name}"]
     try:
         seconds = max(1.0, deadline - time.monotonic())
-        child = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment)
-    except subprocess.TimeoutExpired:
-        return [{"op": name, **refused("not finished when the time was up")}]
-    if child.returncode:
-        return [{"op": name, **refused(child.stderr.strip()[-2000:])}]
-    return json.loads(child.stdout.splitlines()[-1])
+        child = subprocess.run(command, capture_output=True, timeout=seconds, env=environment)
+    except subprocess.TimeoutExpired as late:
+        return [*_records(late.stdout or b""), {"op": name, **refused("not finished when the time was up")}]
+    ended = child.stderr.decode(errors="replace").strip()[-2000:] or f"ended with {child.returncode}"
+    return _records(child.stdout) + ([{"op": name, **refused(ended)}] if child.returncode else [])
+
+
+def _records(printed: bytes) -> list[dict]:
+    """Those of whole lines: the last may have been cut."""
+    return [json.loads(line) for line in printed.splitlines(keepends=True) if line[:1] == b"{" and line[-1:] == b"\n"]
 
 
 def check_all(names: list[str], arguments: list[str], minutes: float, device: torch.device) -> list[dict]:

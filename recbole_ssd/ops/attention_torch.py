@@ -32,6 +32,7 @@ from .random_bits import LEVELS, kept
 
 QUERIES = 64  # of a block; 128 measured the same
 SCORES = 2**18  # of a block, where one row has fewer: 1 MB of float32, which a core's cache keeps
+SCORES_ON_GPU = 2**26  # fewer launches
 FILLED = 0.75  # the shortest segment of a bucket fills so much of its width
 NARROWEST = 8  # segments of at most this many tokens share a bucket
 
@@ -62,7 +63,7 @@ class Bucket:
         """(rows, begin, end): queries from begin to end, which see the keys from 0 to end."""
         for begin in range(0, self.width, QUERIES):
             end = min(begin + QUERIES, self.width)
-            step = max(1, SCORES // ((end - begin) * end))
+            step = max(1, (SCORES_ON_GPU if self.target.is_cuda else SCORES) // ((end - begin) * end))
             for first in range(0, len(self.source) // self.width, step):
                 yield slice(first, first + step), begin, end
 
