@@ -29,7 +29,7 @@ pack() {  # what a compiled kernel is made of on its way is not read again
 part parity "${PARITY:-2}"
 parity=$?
 pack
-# After a failure too: a visit is rare, and one bound may be missed by a hair. No figure of an op that failed is published.
+# After a failure too: a visit is rare, and one bound may be missed by a hair. The tables name what failed.
 part speed "${SPEED:-3}"
 pack
 part training "${TRAINING:-2}"

@@ -101,18 +101,17 @@ def load_weights(model: torch.nn.Module, checkpoint: dict, settings: dict, path:
     model.load_other_parameter(checkpoint.get("other_parameter"))
 
 
-def check_items(checkpoint: dict, names: list[str], path: Path | str) -> None:
+def check_same_items(there: list[str] | None, names: list[str], path: Path | str) -> None:
     """Refuses weights that were learned of other items: a model knows an item by its place in the data's order.
 
     Args:
-        checkpoint: from `read_checkpoint`; what earlier versions wrote names no items and is taken.
+        there: the checkpoint's `items`; None, from an earlier version, passes.
         names: the items of the data set, in its order.
         path: named in the sentence.
 
     Raises:
         ValueError: that names the first item that differs.
     """
-    there = checkpoint.get("items")
     if there is None or there == names:
         return
     number = next((n for n, pair in enumerate(zip(there, names)) if len(set(pair)) > 1), min(len(there), len(names)))

@@ -6,7 +6,7 @@ from logging import getLogger
 
 from recbole.utils import init_seed
 
-from recbole_ssd.checkpoint import check_items, load_weights, read_checkpoint
+from recbole_ssd.checkpoint import check_same_items, load_weights, read_checkpoint
 from recbole_ssd.config import Config
 from recbole_ssd.data import create_dataset, data_preparation, split_fingerprint
 from recbole_ssd.environment import commit
@@ -61,7 +61,7 @@ def load_data_and_model(model_file: str, model=None) -> tuple:
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     dataset, train_data, valid_data, test_data, model = _build(config)
-    check_items(checkpoint, names_of_items(train_data), model_file)
+    check_same_items(checkpoint.get("items"), names_of_items(train_data), model_file)
     load_weights(model, checkpoint, config.given(), model_file)
     model.eval()
     return config, model, dataset, train_data, valid_data, test_data

@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recbole_ssd.checkpoint import (
     check_groups,
-    check_items,
+    check_same_items,
     load_weights,
     plain_other,
     random_state,
@@ -88,7 +88,8 @@ class Trainer(RecBoleTrainer):
         """RecBole's `fit`, with its arguments and results; it ends when `max_train_s` is over.
 
         Raises:
-            ValueError: if the checkpoint that was resumed leaves no epoch to train: RecBole would overwrite it.
+            ValueError: if the checkpoint that was resumed leaves no epoch to train: RecBole would overwrite it; or if
+                it is of other items.
         """
         if self.start_epoch and self.start_epoch >= self.epochs:
             raise ValueError(
@@ -98,8 +99,8 @@ class Trainer(RecBoleTrainer):
         self._epoch, self._fit_started, self.cut = None, self._now(), False
         self._items = names_of_items(train_data)
         if self._resumed:
-            check_items(self._resumed[0], self._items, self._resumed[1])
-            self._resumed = None
+            items, path = self._resumed
+            check_same_items(items, self._items, path)
         self._validates, self._validated_after = bool(valid_data) and self.eval_step > 0, None
         try:
             return super().fit(train_data, valid_data, *args, **kwargs)
@@ -116,7 +117,7 @@ class Trainer(RecBoleTrainer):
         if load_best_model and eval_data:
             path = model_file or self.saved_model_file
             checkpoint = read_checkpoint(path, self.device)
-            check_items(checkpoint, names_of_items(eval_data), path)
+            check_same_items(checkpoint.get("items"), names_of_items(eval_data), path)
             load_weights(self.model, checkpoint, self.config.given(), path)
             self.logger.info(f"Loaded the parameters of {path}")
         started = self._now()
@@ -135,7 +136,7 @@ class Trainer(RecBoleTrainer):
         """
         checkpoint = read_checkpoint(resume_file, self.device)
         load_weights(self.model, checkpoint, self.config.given(), resume_file)
-        self._resumed = checkpoint, resume_file  # `fit` gets the data to hold it against
+        self._resumed = checkpoint.get("items"), resume_file  # `fit` gets the data to hold them against
         check_groups(self.optimizer, checkpoint["optimizer"], resume_file)
         super().resume_checkpoint(resume_file)
         if "fused" in self.optimizer.defaults:  # the choice of the run that saved came with its state

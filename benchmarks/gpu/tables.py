@@ -102,6 +102,7 @@ def training_bars(figures: dict) -> list[str]:
                 ratio = models[name]["epoch_s"] / models[ours]["epoch_s"]
                 lines.append(f"{ours}: {ratio:.1f} times as fast an epoch as {name} (promised: at least 5)")
     waits = {name: found["waits_a_step"] for name, found in models.items() if found["waits_a_step"] is not None}
+    lines += [f"{name}: **failed**: {why}" for name, why in figures["failed"].items()]
     lines += [f"{name}: a step waits {count} times for the GPU (promised: 0)" for name, count in waits.items()]
     return lines
 
@@ -121,13 +122,17 @@ def training_table(figures: dict) -> str:
 
 def all_tables(folder: Path) -> str:
     """The tables of the results that are there, each with where it comes from."""
-    parts = []
+    parts, wrong = [], []
     for part, table in (("parity", parity_table), ("speed", speed_table), ("training", training_table)):
         file = folder / f"{part}.json"
         if not file.is_file():
             parts.append(f"{file} is not there: run `gpu_check.py {part}` first.")
             continue
         record = json.loads(file.read_text(encoding="utf-8"))
+        if part == "parity":
+            wrong = sorted({found["op"] for found in record["records"] if not found["passed"]})
+        elif wrong:
+            parts.append(f"**Not to be published**, these ops failed parity: {'; '.join(wrong)}.")
         bars = {"speed": speed_bars, "training": training_bars}.get(part, lambda record: [])(record)
         parts += [f"### {part}", table(record["records"] if part == "parity" else record)]
         parts += ["\n".join(f"- {bar}" for bar in bars)] * bool(bars) + [_source(record)]
