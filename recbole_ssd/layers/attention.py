@@ -40,4 +40,4 @@ class SelfAttention(nn.Module):
         q, k, v = (project(x).unflatten(-1, (self.n_heads, -1))[None] for project in (self.query, self.key, self.value))
         dropout_p = self.attn_dropout_prob if self.training else 0.0
         y = attention(q, k, v, cu_seqlens=segments, dropout_p=dropout_p)  # (1, T, h, p)
-        return self.dense(y[0].flatten(1))
+        return self.dense(y.squeeze(0).flatten(1))

@@ -22,6 +22,7 @@ from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.selective_scan import selective_scan
 
 from .initialization import inverse_softplus_of_dt
+from .split_linear import split_linear
 
 DT_INITS = ("paper", "authors")
 
@@ -71,7 +72,7 @@ class Mamba(nn.Module):
     def forward(self, u: Tensor, cu_seqlens: Tensor | Segments | None = None) -> Tensor:
         """(b, l, d) -> (b, l, d); with `cu_seqlens` a stream (T, d) or (1, T, d), every segment for itself."""
         segments = Segments.of_rows(u, cu_seqlens)
-        x, z = self.in_proj(u.flatten(0, -2)).chunk(2, dim=-1)  # (T, i)
+        x, z = split_linear(u.flatten(0, -2), self.in_proj.weight, 2 * self.D.shape)  # (T, i)
         x, z = x.to(self.D.dtype), z.to(self.D.dtype)  # under autocast in_proj is bfloat16; decays and states are not
         weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
         x = causal_conv1d(x[None], weight, bias, cu_seqlens=segments, backend=self.conv_backend)
@@ -84,4 +85,5 @@ class Mamba(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             dt, B, C = selected.split([rank, self.d_state, self.d_state], dim=-1)
             dt = F.softplus(self.dt_proj(dt))
-            return selective_scan(x, dt, -self.A_log.exp(), B, C, self.D, cu_seqlens=segments, backend=self.backend)[0]
+            y = selective_scan(x, dt, -self.A_log.exp(), B, C, self.D, cu_seqlens=segments, backend=self.backend)
+            return y.squeeze(0)

@@ -27,6 +27,7 @@ from recbole_ssd.ops.ssd import WIDEST, ssd
 from recbole_ssd.ops.ssd_last import ssd_last
 
 from .initialization import inverse_softplus_of_dt
+from .split_linear import split_linear
 
 
 class Projected(NamedTuple):
@@ -107,8 +108,8 @@ class Mamba2(nn.Module):
 
     def project(self, u: Tensor) -> Projected:
         """(T, d) -> the three parts of in_proj, which both directions of SSD4Rec share."""
-        heads = self.A_log.shape[0]
-        return Projected(*self.in_proj(u).split([self.d_inner, self.conv1d.in_channels, heads], dim=-1))
+        sizes = self.d_inner, self.conv1d.in_channels, self.A_log.shape[0]
+        return Projected(*split_linear(u, self.in_proj.weight, sizes))
 
     def scan(self, projected: Projected, segments: Segments) -> Tensor:
         """The stream from front to back, gated and normed, before out_proj. (T, i)."""
@@ -127,12 +128,12 @@ class Mamba2(nn.Module):
                 chunk_size=self.chunk_size,
                 backend=self.backend,
             )
-            return self.norm(y[0].flatten(1), z)
+            return self.norm(y.squeeze(0).flatten(1), z)  # y[0] would copy the gradient
 
     def project_inputs(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """`project` without z: xBC and dt, for `scan_last`."""
-        heads = self.A_log.shape[0]
-        return F.linear(u, self.in_proj.weight[self.d_inner :]).split([self.conv1d.in_channels, heads], dim=-1)
+        sizes = self.conv1d.in_channels, self.A_log.shape[0]
+        return split_linear(u, self.in_proj.weight[self.d_inner :], sizes)
 
     def scan_last(self, u: Tensor, inputs: tuple, segments: Segments, reverse: bool = False) -> Tensor:
         """What `scan` gives at the last token of each segment, or of each flipped segment. (S, i).
@@ -186,7 +187,7 @@ class Mamba2(nn.Module):
             cu_seqlens=segments,
             reverse=reverse,
             backend=self.conv_backend,
-        )[0]
+        ).squeeze(0)
 
     def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (T, h, p), B and C (T, g, n) of (T, channels)."""
