@@ -112,7 +112,7 @@ def _neighbours(segments: Segments, reverse: bool) -> tuple[Tensor, Tensor]:
     return (after, before) if reverse else (before, after)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def forward_kernel(
     x_ptr, weight_ptr, bias_ptr, before_ptr, y_ptr,
     tokens, channels, x_row,  # the last two in units, so that the compiler knows what divides them
@@ -171,7 +171,7 @@ def _collected(sums, d, rows, reach, K: tl.constexpr):
     return collected
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def backward_kernel(
     dy_ptr, x_ptr, weight_ptr, bias_ptr, before_ptr, after_ptr, dx_ptr, sums_ptr,
     tokens, channels, x_row, dy_row,  # the last three in units

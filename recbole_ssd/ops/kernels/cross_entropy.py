@@ -121,7 +121,7 @@ def _store(pointer, block, begin, count, ROWS: tl.constexpr, D: tl.constexpr):
     tl.store(pointer + i[:, None] * D + tl.arange(0, D)[None, :], block, mask=(begin + i < count)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def lse_kernel(
     h_pointer, w_pointer, lse_pointer, N, V, share, D: tl.constexpr, STILL: tl.constexpr, WALKED: tl.constexpr
 ):
@@ -141,7 +141,7 @@ def lse_kernel(
     tl.store(lse_pointer + at, largest + tl.log(total), mask=i < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def dhidden_kernel(
     h_pointer, w_pointer, target_pointer, lse_pointer, grad_pointer, N, V, share,
     D: tl.constexpr, STILL: tl.constexpr, WALKED: tl.constexpr,
@@ -163,7 +163,7 @@ def dhidden_kernel(
     _store(grad_pointer, grad, here, N, STILL, D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def dweight_kernel(
     h_pointer, w_pointer, target_pointer, lse_pointer, grad_pointer, N, V, share,
     D: tl.constexpr, STILL: tl.constexpr, WALKED: tl.constexpr,

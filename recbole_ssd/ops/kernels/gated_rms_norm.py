@@ -100,7 +100,7 @@ def _block_of(ptr, token, row, column, mask):
     return tl.load(ptr + place, mask=mask, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def forward_kernel(
     y_ptr, z_ptr, weight_ptr, out_ptr, scale_ptr,
     tokens, y_row, z_row, eps,  # the rows in units, so that the compiler knows what divides them
@@ -121,7 +121,7 @@ def forward_kernel(
     tl.store(scale_ptr + tl.cast(token, tl.int64) * GROUPS + group, scale, mask=token < tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def backward_kernel(
     dout_ptr, y_ptr, z_ptr, weight_ptr, scale_ptr, dy_ptr, dz_ptr, sums_ptr,
     tokens, dout_row, y_row, z_row,  # the rows in units

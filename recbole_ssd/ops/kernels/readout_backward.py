@@ -85,7 +85,7 @@ def _later_sums(dy: Tensor, spans: Spans, width: int) -> Tensor:
     return carried
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _later_parts(
     dy, chunks, position, carried, T, inner, K: tl.constexpr, AHEAD: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -102,7 +102,7 @@ def _later_parts(
     tl.store(carried + tl.cast(row, tl.int64) * inner + c, total, c < inner)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _term_gradients(
     xBC, wdt, dy, weight, bias, products, position, owner, table, carried, dxBC, dwdt, dproducts, dskip, dfilter, T,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, HEADDIM: tl.constexpr, STATE: tl.constexpr, K: tl.constexpr,
@@ -149,7 +149,7 @@ def _term_gradients(
     _store_filter(dfilter + channel, owing, row, real, inner + GROUPS * STATE, K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _product_gradients(
     xBC, C_first, weight, bias, dproducts, position, owner, table, carried, dxBC, dC_first, dfilter, T,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, HEADDIM: tl.constexpr, STATE: tl.constexpr, K: tl.constexpr,

@@ -266,7 +266,7 @@ def _before(
     return before, at_x, at_dt, at_B
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _gradients(
     x, dt, A, B, C, D, dy, position, spans, carried, states, dx, ddt, dA, dBC, dD,
     T, channels: tl.constexpr, n: tl.constexpr,

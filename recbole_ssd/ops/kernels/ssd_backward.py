@@ -24,7 +24,7 @@ import triton.language as tl
 from .ssd_tile import decay, kept, load_skip, load_tile, own_tile, seen_from, store_tile, store_transposed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def gradients_kernel(
     x,  # (T, h, p)
     A,  # (h,)

@@ -21,7 +21,7 @@ import triton.language as tl
 from .ssd_tile import add_tile, kept, load_state, load_tile, own_tile, until_end
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def from_entering_kernel(
     A,  # (h,)
     C,  # (T, g, n)
@@ -72,7 +72,7 @@ def from_entering_kernel(
     add_tile(dC + part + group, dc, start, tokens, width, n, Q, N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def from_leaving_kernel(
     x,  # (T, h, p)
     A,  # (h,)
