@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from recbole_ssd.ops.causal_conv1d import causal_conv1d
 from recbole_ssd.ops.gated_rms_norm import gated_rms_norm
 from recbole_ssd.ops.kernels.support import refusal
-from recbole_ssd.ops.packing import Segments
+from recbole_ssd.ops.packing import Segments, flipped
 from recbole_ssd.ops.readout import prefix_readout
 from recbole_ssd.ops.segment_cumsum import spread_first
 from recbole_ssd.ops.ssd import WIDEST, ssd
@@ -37,9 +37,9 @@ class Projected(NamedTuple):
     xBC: Tensor
     dt: Tensor
 
-    def rows(self, index: Tensor) -> Projected:
-        """Those of some tokens."""
-        return Projected(*(t.index_select(0, index) for t in self))
+    def flipped(self, segments: Segments) -> Projected:
+        """Every segment from its last token to its first."""
+        return Projected(*(flipped(t, segments) for t in self))
 
 
 class GatedRMSNorm(nn.Module):

@@ -128,7 +128,7 @@ class SSD4RecLayer(nn.Module):
         if self.bidirectional == "readout":
             return y + self.beta * self.mixer.readout(projected, segments)
         if self.bidirectional == "flip":
-            return y + self.beta * self.mixer.scan(projected.rows(segments.flip), segments)
+            return y + self.beta * self.mixer.scan(projected.flipped(segments), segments)
         return y
 
     def _mix_last(self, x: Tensor, segments: Segments) -> Tensor:

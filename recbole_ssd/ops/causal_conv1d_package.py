@@ -18,7 +18,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .packing import Segments
+from .packing import Segments, flipped
 
 OLDEST = (1, 7)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,12 +33,12 @@ def causal_conv1d_package(
 ) -> Tensor:
     """The convolution of a stream by causal-conv1d's kernel, (T, c) -> (T, c)."""
     kernel, _ = load_kernel()
-    x = x.index_select(0, segments.flip) if reverse else _aligned(x)
+    x = flipped(x, segments) if reverse else _aligned(x)
     y = kernel(x.mT[None], weight, bias, seq_idx=segments.seq_idx, activation="silu" if silu else None)
     y = y.squeeze(0).mT  # y[0] would copy the gradient, and lose its layout
     if y.requires_grad:  # its backward checks the strides of the gradient and stops the run where they do not suit
         y.register_hook(_aligned)
-    return y.index_select(0, segments.flip) if reverse else y
+    return flipped(y, segments) if reverse else y
 
 
 def _aligned(x: Tensor) -> Tensor:

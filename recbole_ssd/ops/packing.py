@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def flip_index(cu_seqlens: Tensor) -> Tensor:
@@ -164,3 +165,24 @@ class Segments:
             rows = self.borders[owners] + j if end == "head" else self.borders[owners + 1] - 1 - j
             self.layouts[end, j] = moved(rows, self.device), moved(owners, self.device)
         return self.layouts[end, j]
+
+
+def flipped(x: Tensor, segments: Segments) -> Tensor:
+    """Every segment from its last token to its first, (T, ...). Its gradient is flipped back: no sum, as of a gather.
+
+    >>> flipped(torch.tensor([1, 2, 3, 4, 5]), Segments(torch.tensor([0, 3, 5])))
+    tensor([3, 2, 1, 5, 4])
+    """
+    return _Flipped.apply(x, segments.flip)
+
+
+class _Flipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, index):
+        ctx.save_for_backward(index)
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return dy.index_select(0, *ctx.saved_tensors), None

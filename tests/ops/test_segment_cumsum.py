@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from recbole_ssd.ops.packing import Segments, flip_index
+from recbole_ssd.ops.packing import Segments, flip_index, flipped
 from recbole_ssd.ops.segment_cumsum import segment_cumsum, segment_sum, spread_first
 
 from .streams import LENGTHS, borders, error
@@ -47,3 +47,13 @@ def test_indices():
     assert [t.tolist() for t in segments.head(2)] == [[2], [0]]
     assert [t.tolist() for t in segments.tail(1)] == [[1, 3], [0, 1]]
     assert torch.equal(flip_index(cu)[flip_index(cu)], torch.arange(5))
+
+
+def test_flipped_is_its_own_inverse_and_its_gradient_is_flipped_back():
+    segments = Segments(torch.tensor([0, 3, 5]))
+    x, dy = torch.randn(5, 2, requires_grad=True), torch.randn(5, 2)
+    y = flipped(x, segments)
+    assert torch.equal(y, torch.cat([x[:3].flip(0), x[3:].flip(0)]))
+    assert torch.equal(flipped(y, segments), x)
+    y.backward(dy)
+    assert torch.equal(x.grad, flipped(dy, segments))
