@@ -42,12 +42,13 @@ def objective_function(config_dict=None, config_file_list=None, saved=True) -> d
     return _run(config, saved=saved, verbose=False)
 
 
-def load_data_and_model(model_file: str, model=None) -> tuple:
+def load_data_and_model(model_file: str, model=None, config_dict=None) -> tuple:
     """Builds again what a checkpoint was trained on, with its weights.
 
     Args:
         model_file: a checkpoint of ours. It is read as plain data: no code of the file is run.
         model (type, optional): the model's class, where its name alone does not find it.
+        config_dict (dict, optional): settings that win over the checkpoint's, such as `data_path` on another machine.
 
     Returns:
         config, model, dataset, train_data, valid_data and test_data, as RecBole's function gives them; the model is
@@ -57,7 +58,7 @@ def load_data_and_model(model_file: str, model=None) -> tuple:
         ValueError: if the file is no checkpoint, or its data are not there or not what they were.
     """
     checkpoint = read_checkpoint(model_file)
-    config = Config(model, config_dict=checkpoint["config"])
+    config = Config(model, config_dict={**checkpoint["config"], **(config_dict or {})})
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     dataset, train_data, valid_data, test_data, model = _build(config)

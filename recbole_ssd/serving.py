@@ -49,12 +49,14 @@ def load_model(
         the model, without dropout and masks, and its items.
 
     Raises:
-        ValueError: if the file is no checkpoint, was written before checkpoints named items, or is of a model that is
-            built from more of its data set than the items.
+        ValueError: if the file is no checkpoint, was written before checkpoints named items, is of a model that is
+            built from more of its data set than the items, or is to run on a GPU that is not there.
     """
     checkpoint = read_checkpoint(model_file)
     config = Config(model, config_dict={**checkpoint["config"], "gpu_id": ""})  # it trained on another machine
     config["device"] = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if config["device"].type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device '{device}' is asked for and torch sees no GPU here: leave 'device' away for the CPU")
     names = checkpoint.get("items")
     if names is None:
         raise ValueError(

@@ -110,6 +110,12 @@ def test_it_serves_on_another_machine(trained, tmp_path, monkeypatch):
     assert served.device == torch.device("cpu") and len(items) == dataset.item_num - 1
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(trained):
+    with pytest.raises(ValueError, match="device 'cuda' is asked for and torch sees no GPU here"):
+        load_model(trained[-1], device="cuda")
+
+
 def test_a_model_that_needs_more_than_items_is_refused(run_folder):
     result = run_recbole_ssd("FPMC", "tiny", config_dict=SETTINGS)
     with pytest.raises(ValueError, match="FPMC is built from more of its data set than the items"):
