@@ -7,7 +7,7 @@ from math import isfinite
 from numbers import Real
 
 from recbole_ssd.model_lookup import did_you_mean
-from recbole_ssd.settings import known_keys, listed_keys, own_files, read_yaml, recbole_files
+from recbole_ssd.settings import READ_BY, known_keys, listed_keys, own_files, read_yaml, recbole_files
 
 SEVERAL_PROCESSES = ("nproc", "world_size", "local_rank", "ip", "port", "offset", "group_offset")
 WORKED_OUT = (
@@ -130,7 +130,7 @@ def check(settings: dict, defaults: dict, sources: dict) -> None:
 def unused_keys(settings: dict, defaults: dict, sources: dict, model_class: type) -> list[str]:
     """Warnings about keys of the user's that exist and that this model never reads."""
     model, packed = model_class.__name__, getattr(model_class, "packed", False)
-    used = listed_keys()
+    used = listed_keys() | {key for key, reader in READ_BY.items() if reader == model}
     for file in (*recbole_files(model, ""), *own_files(model_class, "")):
         used.update(read_yaml(file))
     return [

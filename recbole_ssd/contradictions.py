@@ -56,6 +56,8 @@ def _check_metrics(settings: dict) -> None:
             f"valid_metric '{settings['valid_metric']}' is not measured: metrics are {metrics} at "
             f"{list(topk)}; add it to 'metrics' and 'topk', or choose another"
         )
+    if not settings["valid_metric_bigger"]:
+        raise ValueError(f"of '{settings['valid_metric']}' more is better: take 'valid_metric_bigger' away")
 
 
 def _check_loss(settings: dict, sources: dict, packed: bool) -> None:

@@ -28,32 +28,28 @@ READ_BUT_NOWHERE_LISTED = {
     "enable_scaler": "trainer/trainer.py: loss scaling",
     "worker": "data/dataloader: the number of worker processes",
     "shuffle": "data/utils.py: whether the training data are shuffled",
-    "reg_weight": "trainer/trainer.py and HRM: the L2 weight of embeddings",
     "tail_ratio": "evaluator/metrics.py: TailPercentage",
     "eta": "data/transform.py: crop_itemseq",
-    "contrast": "FEARec",
-    "tau": "FEARec",
-    "sim": "FEARec",
-    "use_filter": "FEARec",
     "transform": "data/transform.py: the transformation of a padded batch",
     "wandb_project": "utils/wandblogger.py",
     "require_pow": "model/loss.py",
 }
 
+# The same, where a model reads them; others may list them in a YAML of theirs.
+READ_BY = {"reg_weight": "HRM", "contrast": "FEARec", "tau": "FEARec", "sim": "FEARec", "use_filter": "FEARec"}
+
+# A shell leaves the ~ of --key=~/folder to the program.
+PATH_KEYS = {"data_path", "checkpoint_dir", "result_file", "output", "runs", "search"}
+
 # Text stays text: a data set called 2020 is no number, an interval [1,5] is no list.
-TEXT_KEYS = {
+TEXT_KEYS = PATH_KEYS | {
     "model",
     "dataset",
-    "data_path",
-    "checkpoint_dir",
-    "result_file",
     "gpu_id",
     "user_inter_num_interval",
     "item_inter_num_interval",
     "reranker_CAN_NUM",
 }
-
-PATH_KEYS = {"data_path", "checkpoint_dir", "result_file"}  # a shell leaves the ~ of --key=~/folder to the program
 
 
 def properties_folder() -> Path:
@@ -189,7 +185,7 @@ def listed_keys() -> set[str]:
 
 def known_keys() -> set[str]:
     """Every key that a list of RecBole's or any YAML, RecBole's or ours, knows."""
-    known = listed_keys() | _keys_in(properties_folder())
+    known = listed_keys() | set(READ_BY) | _keys_in(properties_folder())
     for part in ("model", "quick_start_config"):
         known |= _keys_in(RECBOLE_PROPERTIES / part)
     return known | set(read_yaml(RECBOLE_PROPERTIES / "dataset" / "ml-100k.yaml"))

@@ -25,6 +25,7 @@ REFUSED = [
     ({"eval_args.mode": "uni10"}, "is a part of 'eval_args': write eval_args=\"{mode: VALUE}\""),
     ({"neg_sampling": {}}, "use 'train_neg_sample_args'"),
     ({"MODEL_TYPE": 1}, "'MODEL_TYPE' (config_dict) is worked out"),
+    ({"valid_metric_bigger": False}, "of 'NDCG@10' more is better: take 'valid_metric_bigger' away"),
     ({"nproc": 2}, "several processes"),
     ({"local_rank": 0}, "several processes"),
     (
@@ -296,7 +297,9 @@ def test_known_but_unused_keys_warn_with_key_and_model():
         f"'{key}'" in note and "GRU4Rec" in note
         for key, note in zip(("n_heads", "supervision"), config.notes, strict=True)
     )
-    assert not Config(**BUILTIN, config_dict={"hidden_size": 32, "encoding": "utf-8", "reg_weight": 0}).notes
+    assert not Config(**BUILTIN, config_dict={"hidden_size": 32, "encoding": "utf-8"}).notes
+    for model, notes in (("GRU4Rec", 1), ("HRM", 0), ("Caser", 0)):  # two read it, RecBole's YAML tells it of one
+        assert len(Config(model, "ml-100k", config_dict={"reg_weight": 0.1}).notes) == notes
 
 
 def test_required_names_the_key_and_the_ways_to_set_it():

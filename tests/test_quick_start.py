@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -232,8 +233,9 @@ def log_of(result) -> str:
 
 
 def test_unused_key_is_warned_of_in_the_log(run_folder, tiny):
-    result = run_recbole_ssd("GRU4Rec", config_dict={**tiny, "n_heads": 4})
+    result = run_recbole_ssd("GRU4Rec", config_dict={**tiny, "n_heads": 4, "reg_weight": 0.1})
     assert "WARNING  'n_heads' (set in config_dict) is not used: GRU4Rec" in log_of(result)
+    assert "WARNING  'reg_weight' (set in config_dict) is not used: GRU4Rec" in log_of(result)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +275,13 @@ def test_checkpoint_gives_back_data_and_model(run_folder, tiny, model):
     again = trainer.evaluate(test, load_best_model=False)
     assert {name: float(value) for name, value in again.items()} == result["test_result"]
     assert len(train) > 0 and len(valid) > 0 and dataset.item_num == 41
+
+
+def test_a_checkpoint_finds_its_data_elsewhere(run_folder, tiny):
+    checkpoint = run_recbole_ssd("GRU4Rec", config_dict={**tiny, "epochs": 1})["checkpoint"]
+    shutil.copytree(Path(tiny["data_path"]) / "tiny", run_folder / "there" / "tiny")
+    config, *_ = load_data_and_model(checkpoint, config_dict={"data_path": str(run_folder / "there")})
+    assert Path(config["data_path"]) == run_folder / "there" / "tiny"
 
 
 @pytest.mark.parametrize(

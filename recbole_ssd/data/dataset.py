@@ -139,6 +139,16 @@ class SequentialDataset(RecBoleSequentialDataset):
                 f"val_interval: {{'{self.time_field}': '(-inf,inf)'}}"
             )
 
+    def _filter_by_field_value(self):
+        """RecBole's, which takes a list for a column of numbers as no filter at all."""
+        for field, wanted in (self.config["val_interval"] or {}).items():
+            kind = self.field2type.get(field)
+            is_number = kind in (FeatureType.FLOAT, FeatureType.FLOAT_SEQ)
+            if kind is not None and is_number != isinstance(wanted, str):
+                expected = "numbers: give an interval such as '[3,inf)'" if is_number else "names: give a list of them"
+                raise ValueError(f"val_interval of '{field}' is {wanted!r}, and the column holds {expected}")
+        super()._filter_by_field_value()
+
     # ---- from events to rows -------------------------------------------------------------------------------
 
     def data_augmentation(self):

@@ -39,6 +39,12 @@ def test_sections_win_over_files_and_the_line_over_both(run_folder):
     assert models["GRU4Rec"] == {"model": "GRU4Rec", "dataset": "ml-100k", "learning_rate": 0.1, "epochs": 5}
 
 
+def test_folders_are_text_and_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    options, _, _ = options_of({"output": "~/tables", "runs": "2026"})
+    assert (options.output, options.runs) == ("/home/ann/tables", "2026")
+
+
 def test_a_list_chooses_among_sections_and_tells_of_the_others(run_folder):
     Path("a.yaml").write_text("models: {forward: {model: SSD4Rec, bidirectional: none}, SASrec: {n_layers: 1}}\n")
     _, models, notes = options_of({"model": "SASRec, forward"}, ["a.yaml"])

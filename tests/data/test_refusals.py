@@ -65,6 +65,8 @@ FILES = {
         {"user_inter_num_interval": "[9,inf)"},
         r"leaves nothing .*user_inter_num_interval: \[9,inf\)",
     ),
+    "a list for numbers": (GOOD, HEADER, {"val_interval": {"timestamp": [1, 2]}}, "the column holds numbers: give an"),
+    "an interval for names": (GOOD, HEADER, {"val_interval": {"item_id": "[1,2]"}}, "the column holds names: give a"),
     "empty users": (["\ta\t1"], HEADER, {}, "leaves nothing"),
     "benchmark files": (GOOD, HEADER, {"benchmark_filename": ["train", "test"]}, "benchmark_filename"),
     "too many candidates": (
