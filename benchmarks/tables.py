@@ -127,7 +127,8 @@ def explanation_sentence() -> str:
     return (
         "PackedSASRec is behind the recurrent models in good part because attention over whole histories does not see "
         "what came just before: with a causal convolution of four taps in front of it, as Mamba has one, its "
-        f"validation NDCG@10 goes from {shown[0]} to {shown[1]} ({len(convolved)} seeds). Other single changes do not "
+        f"validation NDCG@10 goes from {shown[0]} to {shown[1]} ({len(convolved)} seeds, all without `repeat_bias`, "
+        "which has all models leave out the history). Other single changes do not "
         f"explain it (seed 2020, unchanged {first['best_valid_result']['ndcg@10']:.4f}): {others} "
         "([benchmarks/results/models/explanations](benchmarks/results/models/explanations))."
     )
