@@ -29,7 +29,7 @@ def test_bfloat16_trains_on_a_cpu_near_float32(build, model):
     losses, types = [], set()
     for amp in (False, True):
         trainer, train, valid = build(model, enable_amp=amp)
-        linear = next(part for part in trainer.model.modules() if isinstance(part, torch.nn.Linear))
+        *_, linear = (part for part in trainer.model.modules() if isinstance(part, torch.nn.Linear))
         linear.register_forward_hook(lambda module, _, y, amp=amp: types.add((amp, module.training, y.dtype)))
         trainer.fit(train, valid, verbose=False, saved=False)
         losses.append(trainer.train_loss_dict)

@@ -72,7 +72,7 @@ class Mamba(nn.Module):
     def forward(self, u: Tensor, cu_seqlens: Tensor | Segments | None = None) -> Tensor:
         """(b, l, d) -> (b, l, d); with `cu_seqlens` a stream (T, d) or (1, T, d), every segment for itself."""
         segments = Segments.of_rows(u, cu_seqlens)
-        x, z = split_linear(u.flatten(0, -2), self.in_proj.weight, 2 * self.D.shape)  # (T, i)
+        x, z = split_linear(self.in_proj, u.flatten(0, -2), 2 * self.D.shape)  # (T, i)
         x, z = x.to(self.D.dtype), z.to(self.D.dtype)  # under autocast in_proj is bfloat16; decays and states are not
         weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
         x = causal_conv1d(x[None], weight, bias, cu_seqlens=segments, backend=self.conv_backend)

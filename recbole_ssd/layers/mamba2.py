@@ -31,7 +31,7 @@ from .split_linear import split_linear
 
 
 class Projected(NamedTuple):
-    """What in_proj makes of a stream: z (T, i), xBC (T, i + 2 g n), dt (T, h) before bias and softplus."""
+    """What in_proj makes of a stream: z (T, i), xBC (T, i + 2 g n), dt (T, h) after bias and softplus."""
 
     z: Tensor
     xBC: Tensor
@@ -109,7 +109,8 @@ class Mamba2(nn.Module):
     def project(self, u: Tensor) -> Projected:
         """(T, d) -> the three parts of in_proj, which both directions of SSD4Rec share."""
         sizes = self.d_inner, self.conv1d.in_channels, self.A_log.shape[0]
-        return Projected(*split_linear(u, self.in_proj.weight, sizes))
+        z, xBC, dt = split_linear(self.in_proj, u, sizes)
+        return Projected(z, xBC, self._step(dt))
 
     def scan(self, projected: Projected, segments: Segments) -> Tensor:
         """The stream from front to back, gated and normed, before out_proj. (T, i)."""
@@ -119,7 +120,7 @@ class Mamba2(nn.Module):
             x, B, C = self._split(xBC)
             y = ssd(
                 x[None],
-                F.softplus(dt + self.dt_bias)[None],
+                dt[None],
                 -self.A_log.exp(),
                 B[None],
                 C[None],
@@ -133,7 +134,8 @@ class Mamba2(nn.Module):
     def project_inputs(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """`project` without z: xBC and dt, for `scan_last`."""
         sizes = self.conv1d.in_channels, self.A_log.shape[0]
-        return split_linear(u, self.in_proj.weight[self.d_inner :], sizes)
+        xBC, dt = F.linear(u, self.in_proj.weight[self.d_inner :]).split(sizes, dim=-1)
+        return xBC, self._step(dt)
 
     def scan_last(self, u: Tensor, inputs: tuple, segments: Segments, reverse: bool = False) -> Tensor:
         """What `scan` gives at the last token of each segment, or of each flipped segment. (S, i).
@@ -152,7 +154,7 @@ class Mamba2(nn.Module):
             x, B, C = self._split(xBC)
             y = ssd_last(
                 x,
-                F.softplus(dt + self.dt_bias),
+                dt,
                 -self.A_log.exp(),
                 B,
                 C.index_select(0, last),
@@ -168,7 +170,7 @@ class Mamba2(nn.Module):
         with torch.autocast(xBC.device.type, enabled=False):
             y = prefix_readout(
                 xBC,
-                F.softplus(dt + self.dt_bias),
+                dt,
                 -self.A_log.exp(),
                 self.D,
                 self.conv1d.weight[:, 0],
@@ -178,6 +180,11 @@ class Mamba2(nn.Module):
                 cu_seqlens=segments,
             )
             return self.norm(y.flatten(1), spread_first(z.index_select(0, segments.first), segments))
+
+    def _step(self, dt: Tensor) -> Tensor:
+        """dt with its bias and softplus. Under autocast the projection is bfloat16; steps and decays are not."""
+        with torch.autocast(dt.device.type, enabled=False):
+            return F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
 
     def _convolve(self, xBC: Tensor, segments: Segments, reverse: bool = False) -> Tensor:
         return causal_conv1d(
@@ -197,10 +204,8 @@ class Mamba2(nn.Module):
 
     def _for_kernels(self, projected: Projected) -> Projected:
         """`_float32`, but z, x, B and C stay half precision where the kernels of every step take them so."""
-        in_full = self._float32(projected)
         ours = {self.backend, self.conv_backend} <= {"auto", "triton"} and max(self.headdim, self.d_state) <= WIDEST
-        return projected._replace(dt=in_full.dt) if ours and refusal(projected.xBC) is None else in_full
+        return projected if ours and refusal(projected.xBC) is None else self._float32(projected)
 
     def _float32(self, projected: Projected) -> Projected:
-        """Under autocast the projection is bfloat16; decays and states are not."""
         return Projected(*(t.to(self.A_log.dtype) for t in projected))

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def split_linear(x: Tensor, weight: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """`F.linear(x, weight).split(sizes, dim=-1)`.
+def split_linear(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """`layer(x).split(sizes, dim=-1)`.
 
-    On a GPU it is that, one product and views of it. On a CPU every part is a product of its own: contiguous, so that
-    nobody has to copy a slice of columns, and no gradients are put together for the backward of a split.
+    Where gradients are wanted on a CPU, every part is a product of its own: contiguous, so that nobody has to copy a
+    slice of columns, and no gradients are put together for the backward of a split. Else it is one product, and the
+    layer is called: by its hooks RecBole's get_flops counts.
 
     Args:
+        layer: (..., d) -> (..., sum of sizes), without a bias.
         x: (T, d).
-        weight: (sum of sizes, d).
         sizes: of the parts.
 
     Returns:
         Tensors (T, size), one for each size.
     """
-    if x.device.type == "cpu":
-        return tuple(F.linear(x, part) for part in weight.split(list(sizes)))
-    return F.linear(x, weight).split(list(sizes), dim=-1)
+    if x.device.type == "cpu" and torch.is_grad_enabled():
+        return tuple(F.linear(x, part) for part in layer.weight.split(list(sizes)))
+    return layer(x).split(list(sizes), dim=-1)
