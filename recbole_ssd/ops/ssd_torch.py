@@ -125,10 +125,13 @@ class _Run:
         if block.enter:
             out.baddbmm_(C, self.states[block.enter].flatten(2))
 
-    def over(self, block: Block) -> Tensor:
-        """Decay over each of the chunks that go on, (on, 1, h, 1)."""
-        on = block.leave.stop - block.leave.start
-        return block.chunks(self.decays.c[block.slots])[:on, -1:].exp().to(self.x.dtype)
+    def over(self, block: Block, states: Tensor, out: Tensor) -> Tensor:
+        """out = states (on, n, h, p) times the decay over each of the chunks that go on.
+
+        By its root, twice: float32 may have no number for the decay, and one for its product with a moved state.
+        """
+        root = (block.chunks(self.decays.c[block.slots])[: len(states), -1:] / 2).exp().to(self.x.dtype)
+        return torch.mul(states, root, out=out).mul_(root)
 
     def steep(self, block: Block, x: Tensor, B: Tensor, C: Tensor) -> list[ssd_steep.Pairs]:
         """The heads of a block with tokens that are too steep."""
@@ -173,7 +176,7 @@ class _Forward(_Run):
         torch.bmm(B[:on].mT, xs[:on], out=after.flatten(2))
         if block.enter:
             after += self.states[block.enter][:on]
-        after *= self.over(block)
+        self.over(block, after, out=after)
         for pairs in steep:
             pairs.first(on).leave(after)
 
@@ -200,6 +203,8 @@ class _Backward(_Run):
         dc = self.dc.add_(torch.addcmul(self.into, self.out, decays.enter[..., 0], value=-1).double())
         parts = [part.flip(1).cumsum(1).flip(1) for part in layout.by_class(dc)]
         da = torch.cat([part.flatten(0, 1) for part in parts])  # of dt A
+        # Over a token that keeps less than a rounding nothing flows: what the sums leave there would meet its large dt.
+        da.masked_fill_(decays.dt[..., 0] * A < 2 * math.log(torch.finfo(A.dtype).eps), 0)
         dA = (da * decays.dt[..., 0]).sum(0).to(A.dtype)
         self.ddt.addcmul_(self.out, decays.down[..., 0]).addcmul_(self.dyx, CB[..., 0]).add_((da * A).to(A.dtype))
         ddt = self.dx.new_empty(len(self.dx), len(A))
@@ -245,7 +250,7 @@ class _Backward(_Run):
             on = len(after)
             flow = after * dafter
             block.chunks(self.dc[block.slots])[:on, -1] += flow.sum(1).sum(-1)
-            dsum = torch.mul(dafter, self.over(block), out=flow)  # of the state before, and of what the chunk adds
+            dsum = self.over(block, dafter, out=flow)  # of the state before, and of what the chunk adds
             if block.enter:
                 self.dstates[block.enter][:on] += dsum
             for pairs in steep:

@@ -92,6 +92,27 @@ def test_float32_is_as_accurate_as_recurrence(name, shape):
     assert dA <= {"torch": 5e-5, "numba": 1e-6}[name]
 
 
+@pytest.mark.parametrize("per_token", [1.4, 1.5, 1.6, 1.86, 1.9, 2.5])
+def test_float32_holds_where_the_decay_over_a_chunk_leaves_it(name, per_token):
+    """e^-88 is its last normal number; the state before a chunk may be as large as that is small."""
+    inputs, cu = ssd_inputs(200), borders([200])
+    inputs[1], inputs[2] = torch.full_like(inputs[1], 0.1), torch.full_like(inputs[2], -10 * per_token)
+    dy = torch.randn_like(inputs[0])
+    truth = run(backend("reference", cu), inputs, dy)
+    for part, got, want in zip(("y", "dx", "ddt", "dA"), run(backend(name, cu), inputs, dy, torch.float32), truth):
+        assert error(got, want) < (1e-4 if part == "dA" else 3e-6), part
+
+
+def test_tokens_without_a_memory_leave_the_gradient_of_A_alone(name):
+    """What flows over them is nothing, and what rounding leaves of it meets a large dt."""
+    inputs, cu = ssd_inputs(300), borders([200, 100])
+    inputs[1] = torch.where(torch.rand_like(inputs[1]) < 0.1, 1000.0, 0.01).double()
+    inputs[2] = torch.linspace(-16, -1, len(inputs[2])).double()
+    dy = torch.randn_like(inputs[0])
+    truth = run(backend("reference", cu), inputs, dy)
+    assert error(run(backend(name, cu), inputs, dy, torch.float32)[3], truth[3]) < 1e-4
+
+
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
 def test_dense_batch_equals_recurrence(name, length):
     rows = [ssd_inputs(length, seed=seed) for seed in range(3)]
