@@ -119,8 +119,9 @@ def blame(path, separator, encoding, header, error):
                 line = int(wrong.to_numpy().argmax())
                 return (
                     f"{path}, line {line + 2}, column '{name}': expected a number, got "
-                    f"{column.iloc[line]!r}; mend the line (a time is a number, such as seconds since "
-                    f"1970), or declare a column of text as {name}:token"
+                    f"{column.iloc[line]!r}; mend the line (a time is a number, such as seconds since 1970: in pandas "
+                    "pd.to_datetime(column).map(pd.Timestamp.timestamp)), or declare text that is no time as "
+                    f"{name}:token"
                 )
     return f"{path} cannot be read: {error}"
 
@@ -155,3 +156,25 @@ def check_columns(path, header, loaded, needed):
                 f"{path}, column '{name}' ({key}) is not loaded: add it to `load_col: {{inter: [...]}}` "
                 f"and leave it out of `unload_col`"
             )
+
+
+def with_names(feat, path, separator, encoding, header):
+    """Give back the names that pandas reads as missing, such as NA, null and None: missing is what is empty.
+
+    Args:
+        feat (pandas.DataFrame): What RecBole read, a row per record.
+        path (str): The atomic file.
+        separator (str): As in `check_header`.
+        encoding (str or None): As in `check_header`.
+        header (dict[str, str]): What `check_header` returned.
+
+    Returns:
+        pandas.DataFrame: The same.
+    """
+    gaps = [name for name in feat.columns if header[name] == "token" and feat[name].isnull().any()]
+    if gaps:
+        fields = {f"{name}:token": name for name in gaps}
+        options = {"usecols": list(fields), "dtype": str, "keep_default_na": False, "na_values": [""]}
+        text = pd.read_csv(path, delimiter=separator, encoding=encoding, engine="python", **options)
+        feat[gaps] = text.rename(columns=fields)[gaps]
+    return feat

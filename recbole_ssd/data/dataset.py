@@ -75,9 +75,10 @@ class SequentialDataset(RecBoleSequentialDataset):
             self._check_columns(filepath, header)
             atomic_file.check_widths(filepath, separator, encoding, len(header))
         try:
-            return super()._load_feat(filepath, source)
+            feat = super()._load_feat(filepath, source)
         except ValueError as error:
             raise ValueError(atomic_file.blame(filepath, separator, encoding, header, error)) from error
+        return feat if feat is None else atomic_file.with_names(feat, filepath, separator, encoding, header)
 
     def _check_columns(self, path, header):
         load, unload = self._get_load_and_unload_col(FeatureSource.INTERACTION)
@@ -99,6 +100,17 @@ class SequentialDataset(RecBoleSequentialDataset):
         after = self._size()
         if after != before:
             self.logger.info(f"Filtering keeps {after[0]} of {before[0]} events, {after[1]} of {before[1]} users.")
+
+    def _filter_nan_user_or_item(self):
+        """As RecBole's, which takes numbers of lines for places: once some lines are gone it drops others."""
+        for kind, field in (("user", self.uid_field), ("item", self.iid_field)):
+            for name in (f"{kind}_feat", "inter_feat"):
+                feat = getattr(self, name)
+                gone = () if feat is None else feat.index[feat[field].isnull()]
+                if len(gone):
+                    lines = ", ".join(map(str, gone[:5] + 2)) + (", ..." if len(gone) > 5 else "")
+                    self.logger.warning(f"{len(gone)} lines of {name} without {field} are left out: {lines}")
+                    feat.drop(gone, inplace=True)
 
     def _size(self):
         return len(self.inter_feat), self.inter_feat[self.uid_field].nunique()

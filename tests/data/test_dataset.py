@@ -10,7 +10,7 @@ import pytest
 import torch
 from recbole.data.dataset import SequentialDataset as RecBoleDataset
 
-from recbole_ssd.data import SequentialDataset
+from recbole_ssd.data import SequentialDataset, create_dataset
 from tests.data.conftest import assert_same_interaction, build, random_events
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\trating:float\ttags:token_seq\tvector:float_seq"
@@ -164,3 +164,22 @@ def test_preparing_allocates_no_padded_copies():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", PREPARE], capture_output=True, text=True)
     assert "grew by" in done.stdout, done.stderr
     assert float(done.stdout.split("grew by")[1]) < 64
+
+
+def test_what_lacks_a_user_or_an_item_is_left_out_and_nothing_else(make_config, write_toy):
+    """RecBole takes the lines for places after some are gone, and drops others."""
+    rows = [("", "a", 1), ("", "b", 2), *[("u0", f"i{k}", k) for k in range(6)], ("u1", "i0", 1), ("u1", "i1", 2)]
+    rows[5] = ("u0", "", 3)
+    write_toy(rows)
+    dataset = create_dataset(make_config())
+    events = list(zip(*(dataset.id2token(field, dataset.inter_feat[field]) for field in ("user_id", "item_id"))))
+    kept = [(user, item) for user, item, _ in rows if user and item]
+    assert sorted(events) == sorted(kept)
+
+
+def test_names_that_pandas_takes_for_missing_are_names(make_config, write_toy):
+    names = ["NA", "null", "None", "nan", "a"]
+    write_toy([(user, item, time) for user in ("u0", "NA") for time, item in enumerate(names)])
+    dataset = create_dataset(make_config())
+    assert set(dataset.field2token_id["item_id"]) == {"[PAD]", *names}
+    assert set(dataset.field2token_id["user_id"]) == {"[PAD]", "u0", "NA"}
