@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from numbers import Integral
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,6 +16,10 @@ from recbole.data.interaction import Interaction
 from recbole_ssd.model_lookup import did_you_mean
 
 AT_ONCE = 1024  # histories that are scored together
+MOST_SUGGESTED_FROM = 5000  # names; to look for a near one among more takes seconds
+
+_scoring: WeakKeyDictionary = WeakKeyDictionary()  # model -> (threads that score with it, its mode before them)
+_counting = Lock()
 
 
 def recommend(
@@ -41,31 +48,47 @@ def recommend(
     Raises:
         ValueError: if a history is empty or has an item that the data set does not know, its times do not fit, or the
             model needs more than items to score one.
+
+    Threads may call it at the same time with one model.
     """
-    if not isinstance(k, Integral) or k < 1:
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
         raise ValueError(f"k should be a whole number of 1 or more, it is {k}")
     rows = [_numbers(history, place, dataset) for place, history in enumerate(histories)]
     gaps = _gaps(rows, times) if getattr(model, "time_gap", None) is not None else None
-    training, found = model.training, []
-    model.eval()
-    try:
-        with torch.no_grad():
-            for begin in range(0, len(rows), AT_ONCE):
-                part = slice(begin, begin + AT_ONCE)
-                found += _best(model, dataset, rows[part], gaps and gaps[part], k, exclude_history)
-    finally:
-        model.train(training)
+    found = []
+    with torch.no_grad(), _evaluating(model):
+        for begin in range(0, len(rows), AT_ONCE):
+            part = slice(begin, begin + AT_ONCE)
+            found += _best(model, dataset, rows[part], gaps and gaps[part], k, exclude_history)
     return found
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model without dropout and masks; the last thread that scores with it brings its mode back."""
+    with _counting:
+        threads, training = _scoring.get(model, (0, model.training))
+        _scoring[model] = threads + 1, training
+        model.eval()
+    try:
+        yield
+    finally:
+        with _counting:
+            threads, training = _scoring.pop(model)
+            if threads > 1:
+                _scoring[model] = threads - 1, training
+            else:
+                model.train(training)
 
 
 def _numbers(history: Sequence[str], place: int, dataset) -> torch.Tensor:
     """The items of a history as the model numbers them, int64."""
-    if isinstance(history, str) or not len(history):
+    if isinstance(history, (str, Set, Mapping)) or not hasattr(history, "__len__") or not len(history):
         raise ValueError(f"history {place} should be a list of item names, it is {history!r}")
     known = dataset.field2token_id[dataset.iid_field]
     for item in history:
         if known.get(str(item), 0) == 0:  # 0 is the padding
-            names = known.keys() - {"[PAD]"}
+            names = known.keys() - {"[PAD]"} if len(known) <= MOST_SUGGESTED_FROM else ()
             raise ValueError(f"history {place}: the data set has no item '{item}'{did_you_mean(str(item), names)}")
     return torch.tensor([known[str(item)] for item in history])
 

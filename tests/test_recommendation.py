@@ -1,5 +1,7 @@
 """recommend: the best items for histories of anybody, by name."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from recbole.utils.case_study import full_sort_topk
@@ -71,6 +73,8 @@ def test_a_history_is_left_out_and_mode_and_batches_do_not_matter(trained, monke
     [
         ([["i1"], []], r"history 1 should be a list of item names, it is \[\]"),
         (["1"], "history 0 should be a list of item names, it is '1'"),
+        ([{"i1"}], "history 0 should be a list of item names, it is {'i1'}"),
+        ([iter(["i1"])], "history 0 should be a list of item names, it is <list_iterator"),
         ([["no such item"]], "history 0: the data set has no item 'no such item'"),
         ([["[PAD]"]], r"the data set has no item '\[PAD\]'"),
     ],
@@ -85,6 +89,18 @@ def test_no_items_are_asked_for_in_a_sentence(trained):
     _, model, dataset, *_ = trained
     with pytest.raises(ValueError, match="k should be a whole number of 1 or more, it is 0"):
         recommend(model, dataset, [], k=0)
+
+
+def test_threads_share_a_model_that_is_being_trained(trained):
+    _, model, dataset, *_ = trained
+    histories = [dataset.field2id_token[dataset.iid_field][n : n + 5].tolist() for n in range(1, 30)]
+    model.train()
+    alone = [recommend(model, dataset, [history]) for history in histories]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            assert list(pool.map(lambda history: recommend(model, dataset, [history]), histories)) == alone
+    assert model.training
+    model.eval()
 
 
 def test_a_checkpoint_serves_without_its_data_set(trained, tmp_path):

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..backends import log_once
 from ..packing import Segments
+from . import support
 
 BLOCK = 256  # tokens of a block, about: 50 microseconds of work
 FEW = 32  # tokens that are summed up before their sum goes into one of float64
@@ -103,7 +104,9 @@ def launch(kernel, *arguments) -> None:
     if not kernel.signatures:  # its first call in this process
         _forget_stale(kernel.stats.cache_path)
         if not _is_kept(kernel):
-            log_once("numba compiles kernels for this CPU, which takes most of a minute, and keeps them for later runs")
+            kept = "keeps them for later runs" if OPTIONS["cache"] else "can keep them nowhere: set NUMBA_CACHE_DIR"
+            log_once(f"numba compiles kernels for this CPU, which takes most of a minute, and {kept}")
+    support.started = True
     arrays = [t.detach().numpy() if isinstance(t, Tensor) else t for t in arguments]
     threads = torch.get_num_threads()
     with _one_at_a_time:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,6 +14,18 @@ from torch import Tensor
 NEEDED = ("numba", "scipy.linalg.cython_blas", "threadpoolctl")
 DTYPES = (torch.float32, torch.float64)
 
+started = False  # whether a kernel ran, and its threads are there
+_lost = False  # whether this process was forked after that, without the threads
+
+
+def _forked() -> None:
+    global _lost
+    _lost = started
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
 
 def refusal(x: Tensor) -> str | None:
     """Why no kernel can run on tensors like this one; None when one can."""
@@ -20,6 +33,8 @@ def refusal(x: Tensor) -> str | None:
         return f"it runs on CPUs and the tensors are on '{x.device}'"
     if x.dtype not in DTYPES:
         return f"its kernels compute in float32 or float64, not in {x.dtype}"
+    if _lost:  # GNU's OpenMP ends a process that tries
+        return "this process was forked from one in which it had run: fork earlier, or spawn"
     return _missing()
 
 

@@ -80,6 +80,26 @@ def test_a_refusal_is_a_sentence(monkeypatch):
     assert "importing numba fails" in support._missing.__wrapped__()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_process_forked_after_kernels_ran_goes_without_them():
+    script = (
+        "import os, torch\n"
+        "from recbole_ssd.ops.gated_rms_norm import gated_rms_norm\n"
+        "x = torch.ones(9, 4)\n"
+        "torch.set_num_threads(1)\n"
+        "gated_rms_norm(x, x, x[0])\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    gated_rms_norm(x, x, x[0])\n"
+        "    try: gated_rms_norm(x, x, x[0], backend='numba')\n"
+        "    except RuntimeError as error: print(error, flush=True)\n"
+        "    os._exit(0)\n"
+        "print(os.waitpid(child, 0)[1])"
+    )
+    told, status = output_of(script).splitlines()
+    assert "forked from one in which it had run: fork earlier, or spawn" in told and status == "0"
+
+
 def test_without_a_folder_to_write_to_kernels_are_not_kept_and_work_all_the_same():
     script = (
         "import numba.core.caching as caching\n"
