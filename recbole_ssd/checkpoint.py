@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import torch
@@ -45,9 +46,17 @@ def set_random_state(state: dict, device: torch.device) -> None:
 
 
 def write_checkpoint(state: dict, path: Path | str) -> None:
-    """Writes a checkpoint whole or not at all."""
-    with whole(path) as part:
-        torch.save(state, part)
+    """Writes a checkpoint whole or not at all.
+
+    Raises:
+        ValueError: if it cannot be written, with the room that is left.
+    """
+    try:
+        with whole(path) as part:
+            torch.save(state, part)
+    except (OSError, RuntimeError) as error:  # torch's own word for a full disk is a wrong position
+        free = shutil.disk_usage(Path(path).parent).free / 2**20
+        raise ValueError(f"checkpoint '{path}' cannot be written, {free:,.0f} MB are free there ({error})") from error
 
 
 def read_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> dict:

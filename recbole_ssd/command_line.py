@@ -14,6 +14,7 @@ from recbole_ssd.comparison.options import is_comparison
 from recbole_ssd.model_lookup import model_lines
 from recbole_ssd.quick_start import run_recbole_ssd
 from recbole_ssd.settings import read_yaml
+from recbole_ssd.signals import termination_as_interrupt
 from recbole_ssd.version import __version__
 
 DEFAULT_MODEL = "SSD4Rec"
@@ -82,7 +83,8 @@ def parse(arguments: list[str]) -> Settings:
             raise ValueError(f"'--{key}' is given twice, as '{settings[key]}' and as '{value}'")
         settings[key] = value
     if "config_files" in settings:
-        settings["config_files"] = settings["config_files"].split()
+        files = settings["config_files"]  # the name of one may hold a space
+        settings["config_files"] = [files] if Path(files).is_file() else files.split()
     return settings
 
 
@@ -101,7 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: what follows the program's name; None: this process's own.
 
     Returns:
-        the exit status: 0, 1 if a run of a comparison failed, 2 after a sentence about wrong input, 130 after Ctrl-C.
+        the exit status: 0, 1 if a run of a comparison failed, 2 after a sentence about wrong input, 130 after Ctrl-C
+        or a termination.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments or "-h" in arguments:
@@ -135,7 +138,8 @@ def _run(settings: dict) -> int:
     for key, default in (("model", DEFAULT_MODEL), ("dataset", DEFAULT_DATASET)):
         if key not in in_files:
             settings.setdefault(key, default)
-    run_recbole_ssd(config_file_list=files, config_dict=settings)
+    with termination_as_interrupt():
+        run_recbole_ssd(config_file_list=files, config_dict=settings)
     return 0
 
 

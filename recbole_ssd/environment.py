@@ -40,8 +40,11 @@ def check_folder(folder: Path | str, what: str) -> None:
 def whole(path: Path | str) -> Iterator[Path]:
     """Where to write what shall lie at `path` whole or not at all: an interrupted write leaves the older file."""
     part = Path(f"{path}.part")
-    yield part
-    os.replace(part, path)
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def peak_rss_mb() -> float | None:

@@ -1,5 +1,7 @@
 """The command line: settings in, sentences out."""
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -45,6 +47,12 @@ def asked(monkeypatch):
 def test_no_arguments_is_ssd4rec_on_ml_100k(asked):
     assert main([]) == 0
     assert asked == [{"config_file_list": [], "config_dict": {"model": "SSD4Rec", "dataset": "ml-100k"}}]
+
+
+def test_the_name_of_a_config_file_may_hold_a_space(tmp_path):
+    file = tmp_path / "my settings.yaml"
+    file.write_text("model: SASRec\n")
+    assert parse([f"--config_files={file}"])["config_files"] == [str(file)]
 
 
 def test_names_in_config_files_count(asked, tmp_path):
@@ -97,6 +105,18 @@ def test_ctrl_c_exits_130(monkeypatch):
 
     monkeypatch.setattr(command_line, "run_recbole_ssd", stop)
     assert main([]) == 130
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_termination_is_taken_as_ctrl_c(monkeypatch):
+    monkeypatch.setattr(command_line, "run_recbole_ssd", lambda **kwargs: os.kill(os.getpid(), signal.SIGTERM))
+    assert main([]) == 130
+    monkeypatch.setattr(command_line, "run_recbole_ssd", lambda **kwargs: os.kill(os.getpid(), signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert main([]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

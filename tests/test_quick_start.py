@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from recbole_ssd import (
     Config,
@@ -22,6 +23,7 @@ from recbole_ssd import (
     quick_start,
     run_recbole_ssd,
 )
+from recbole_ssd.checkpoint import write_checkpoint
 from recbole_ssd.logger import log_file
 from recbole_ssd.model_lookup import builtin_models, own_models
 from recbole_ssd.ops.backends import log_once
@@ -275,6 +277,19 @@ def test_checkpoint_gives_back_data_and_model(run_folder, tiny, model):
     again = trainer.evaluate(test, load_best_model=False)
     assert {name: float(value) for name, value in again.items()} == result["test_result"]
     assert len(train) > 0 and len(valid) > 0 and dataset.item_num == 41
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(run_folder, monkeypatch):
+    def full(state, part):
+        Path(part).write_bytes(b"half of it")
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        ValueError, match=r"'a.pth' cannot be written, [\d,]+ MB are free there \(unexpected"
+    ):
+        write_checkpoint({}, "a.pth")
+    assert not list(run_folder.iterdir())
 
 
 def test_a_checkpoint_finds_its_data_elsewhere(run_folder, tiny):

@@ -75,15 +75,17 @@ class ModelSettings(dict):
     Attributes:
         source: tells the config whose they are.
         seeds: runs of this model; None: as many as of the others.
+        fixed: keys that its own section or the command line sets: no search changes them.
     """
 
     source = ""
     seeds: int | None = None
+    fixed: frozenset[str] = frozenset()
 
     def but(self, changed: dict) -> ModelSettings:
         """The same with some of them changed."""
         settings = ModelSettings(self | changed)
-        settings.source, settings.seeds = self.source, self.seeds
+        settings.source, settings.seeds, settings.fixed = self.source, self.seeds, self.fixed
         return settings
 
 
@@ -128,7 +130,7 @@ def read_options(settings: dict, files: list, default_model: str, default_datase
         section = dict(sections.get(label, {}))
         own = Options(seeds=section.pop("seeds")).seeds if "seeds" in section else None
         models[label] = ModelSettings({"model": label, "dataset": default_dataset, **shared, **section, **line})
-        models[label].source = f"the settings of {label}"
+        models[label].source, models[label].fixed = f"the settings of {label}", frozenset({**section, **line})
         if "seeds" not in settings:
             models[label].seeds = own
     if len({settings["dataset"] for settings in models.values()}) > 1:

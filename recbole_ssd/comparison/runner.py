@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from recbole_ssd.comparison.progress import Progress
 from recbole_ssd.comparison.records import DONE, FAILED, INTERRUPTED, read_record
 from recbole_ssd.comparison.runs import Run, RunFolder
+from recbole_ssd.signals import interruptible_children, termination_as_interrupt
 
 PROGRAM = ("-m", "recbole_ssd")  # of a run, for Python
 POLL_S = 0.2
@@ -38,7 +38,7 @@ def run_all(runs: list[Run], folder: Path, progress: Progress, jobs: int = 1) ->
     """
     waiting = [run for run in runs if read_record(folder, run).state != DONE]
     active: dict[str, tuple[Run, subprocess.Popen]] = {}
-    with _termination_as_interrupt():
+    with termination_as_interrupt():
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
@@ -64,7 +64,7 @@ def _start(run: Run, folder: Path) -> subprocess.Popen:
     # The child sees the modules that this process sees, installed or not.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, *PROGRAM, f"--config_files={place.settings}"]
-    with open(place.log, "w", encoding="utf-8") as log, _interruptible_children():
+    with open(place.log, "w", encoding="utf-8") as log, interruptible_children():
         # In a group of its own: Ctrl-C reaches this process alone, which then stops its runs one by one.
         return subprocess.Popen(
             command,
@@ -75,19 +75,6 @@ def _start(run: Run, folder: Path) -> subprocess.Popen:
             start_new_session=True,
             pass_fds=_locks,
         )
-
-
-@contextmanager
-def _interruptible_children():
-    """A comparison that was started with `&` by a script ignores SIGINT, and its runs would inherit that."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _settle(run: Run, folder: Path, code: int) -> None:
@@ -124,25 +111,6 @@ def _stop(processes) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-@contextmanager
-def _termination_as_interrupt():
-    """A termination (kill, a closed terminal) stops the runs too, as Ctrl-C does."""
-
-    def interrupt(number, frame):
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), interrupt) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
 
 
 _locks: list[int] = []  # file descriptors that runs inherit: the lock of a folder outlives a killed comparison

@@ -82,6 +82,11 @@ def plan_searches(options: Options, models: dict, folder: Path, runs: Path) -> l
         settings = models[label].but({})
         untuned = make_run(label, settings)
         for dimension in space:
+            if dimension.key in settings.fixed:
+                raise ValueError(
+                    f"'{dimension.key}' of {label} is set, by its section or the command line, and searched over too: "
+                    "take it out of one of them"
+                )
             for value in dimension.ends():
                 run = make_run(label, settings.but({dimension.key: value}))
                 if (run.protocol, run.seed) != (untuned.protocol, untuned.seed):

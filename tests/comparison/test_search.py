@@ -213,3 +213,11 @@ def test_what_is_measured_is_not_searched(compared, space_file, choice):
     Path(space_file).write_text(f"GRU4Rec: {{{choice}}}")
     with pytest.raises(ValueError, match="decides how GRU4Rec is measured and not what it learns"):
         compared(model="GRU4Rec", search=space_file, search_trials=2)
+
+
+def test_what_the_line_sets_is_not_searched_over(compared, space_file):
+    words = "'learning_rate' of GRU4Rec is set, by its section or the command line, and searched over too"
+    with pytest.raises(ValueError, match=words):
+        compared(model="GRU4Rec", search=space_file, search_trials=2, learning_rate="0.01")
+    Path("all.yaml").write_text("learning_rate: 0.01")  # for all models, where a search may begin
+    compared(model="GRU4Rec", search=space_file, search_trials=1, files=["all.yaml"])
