@@ -47,6 +47,11 @@ def whole(path: Path | str) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def is_watched() -> bool:
+    """Whether somebody sees a progress bar: on a terminal or in a notebook; a file gets the lines of the log."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
 def peak_rss_mb() -> float | None:
     """The most memory that this process ever held, in 2**20 bytes; None where the system does not count.
 

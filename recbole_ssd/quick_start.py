@@ -9,7 +9,7 @@ from recbole.utils import init_seed
 from recbole_ssd.checkpoint import check_same_items, load_weights, read_checkpoint
 from recbole_ssd.config import Config
 from recbole_ssd.data import create_dataset, data_preparation, split_fingerprint
-from recbole_ssd.environment import commit
+from recbole_ssd.environment import commit, is_watched
 from recbole_ssd.logger import init_logger, log_file
 from recbole_ssd.result import check_result_file, describe, make_result, write_ranks, write_result
 from recbole_ssd.trainer import get_trainer, names_of_items
@@ -77,7 +77,7 @@ def _run(config: Config, saved: bool, verbose: bool) -> dict:
 
     dataset, train_data, valid_data, test_data, model = _build(config)
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    show_progress = config["show_progress"] and verbose
+    show_progress = config["show_progress"] and verbose and is_watched()
     try:
         best_valid_score, best_valid_result = trainer.fit(
             train_data, valid_data, verbose=verbose, saved=saved, show_progress=show_progress

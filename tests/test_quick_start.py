@@ -285,11 +285,16 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing(run_folder, monkeypa
         raise RuntimeError("unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(
-        ValueError, match=r"'a.pth' cannot be written, [\d,]+ MB are free there \(unexpected"
-    ):
+    with pytest.raises(ValueError, match=r"'a.pth' cannot be written, [\d,]+ MB are free there \(unexpected"):
         write_checkpoint({}, "a.pth")
     assert not list(run_folder.iterdir())
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_bars_are_for_who_watches(run_folder, tiny, monkeypatch, capsys, watched):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
+    run_recbole_ssd("GRU4Rec", config_dict={**tiny, "show_progress": True}, saved=False)
+    assert ("Train     0" in capsys.readouterr().err) == watched
 
 
 def test_a_checkpoint_finds_its_data_elsewhere(run_folder, tiny):
