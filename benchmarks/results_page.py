@@ -51,7 +51,7 @@ def page(folder: Path = ROOT / "benchmarks" / "results" / "experiments") -> str:
     for data, experiments in by_data.items():
         parts.append(f"## {data}\n{_measured(experiments.values())}")
         parts += [experiment(data, name, experiments[name], folder) for name in sorted(experiments, key=_place)]
-        parts += published(by_others.get(data, []))
+        parts += published(by_others.get(data, []), experiments)
     return "\n\n".join(parts) + "\n"
 
 
@@ -81,15 +81,26 @@ def experiment(data: str, name: str, summary: dict, folder: Path) -> str:
     return "\n\n".join(filter(None, lines))
 
 
-def published(rows: list[dict]) -> list[str]:
-    """The table of what others published on a data set; nothing where there is nothing."""
+def published(rows: list[dict], experiments: dict[str, dict]) -> list[str]:
+    """The table of what others published on a data set, and the most that any row here has; nothing without such."""
     if not rows:
         return []
+    metric = next(iter(experiments.values()))["metric"]
+    here = [(row, name) for name, part in experiments.items() for table in part["tables"] for row in finished(table)]
+    scores = {
+        "A": [(fmean(row["test"][metric]), row["name"], name) for row, name in here],
+        "B": [(fmean(row["test_other_history"]), row["name"], name) for row, name in here if row["test_other_history"]],
+    }
+    told = " and ".join(
+        "{:.4f} under protocol {} ({}, {})".format(most[0], rule, most[1], most[2].replace("_", " "))
+        for rule, most in ((rule, max(found)) for rule, found in scores.items() if found)
+    )
     header = ["published", "protocol", "by", "test hit@10", "test ndcg@10"]
     cells = [
         [row["model"], row["protocol"], row["by"], *(f"{row[m]:.4f}" for m in ("hit@10", "ndcg@10"))] for row in rows
     ]
-    return ["### published by others", "Not run here.", Table(header, cells, left=3).format("pipe")]
+    most_here = f"Not run here. The most that a row above has, whatever was varied, is {metric} {told}."
+    return ["### published by others", most_here, Table(header, cells, left=3).format("pipe")]
 
 
 def sentences(table: dict, metric: str | None) -> str:
