@@ -3,29 +3,24 @@
 import csv
 import json
 import logging
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
 from recbole_ssd import (
     Config,
     Trainer,
     compat,
-    create_dataset,
-    data_preparation,
     init_logger,
     load_data_and_model,
     objective_function,
     quick_start,
     run_recbole_ssd,
 )
-from recbole_ssd.checkpoint import write_checkpoint
 from recbole_ssd.logger import log_file
-from recbole_ssd.model_lookup import builtin_models, own_models
+from recbole_ssd.model_lookup import builtin_models
 from recbole_ssd.ops.backends import log_once
 from recbole_ssd.result import describe, protocol
 
@@ -173,18 +168,6 @@ def test_tensorboard_files_lie_in_the_run_folder(run_folder, tiny):
     assert b"Loss/Train" in written and b"Vaild_score" in written  # RecBole's spelling
 
 
-def test_training_goes_on_from_a_checkpoint(run_folder, tiny):
-    """The two calls that the README shows: load, then `resume_checkpoint` and `fit`."""
-    result = run_recbole_ssd("SSD4Rec", config_dict=tiny)
-    config, model, _, train, valid, _ = load_data_and_model(result["checkpoint"])
-    config["epochs"] = 3
-    trainer = Trainer(config, model)
-    trainer.resume_checkpoint(result["checkpoint"])
-    trainer.fit(train, valid, verbose=False)
-    assert list(trainer.train_loss_dict) == [1, 2]
-    assert trainer.train_loss_dict[2] < result["train_loss"][0]
-
-
 def test_a_run_that_its_time_cut_says_so(run_folder, tiny):
     """The best epoch so far is tested; file and log tell that there might have been a better one."""
     settings = {**tiny, "epochs": 9, "max_train_s": 1e-6, "result_file": "result.json"}
@@ -192,13 +175,6 @@ def test_a_run_that_its_time_cut_says_so(run_folder, tiny):
     assert result["cut"] is True and json.loads(Path("result.json").read_text())["cut"] is True
     assert result["best_epoch"] == 0 and len(result["epoch_s"]) == 1 and result["test_result"]
     assert ", ended by max_train_s)" in Path(result["log_file"]).read_text()
-
-
-def test_bfloat16_is_loaded_again_without_a_word(run_folder, tiny):
-    """What was trained in another precision is the same model: its checkpoint's settings must not be refused."""
-    result = run_recbole_ssd("SSD4Rec", config_dict={**tiny, "enable_amp": True})
-    assert load_data_and_model(result["checkpoint"])[0]["enable_amp"] is True
-    assert result["config"]["amp_dtype"] == "bfloat16"
 
 
 def test_two_runs_write_two_logs_and_leave_other_handlers(run_folder, tiny):
@@ -268,40 +244,11 @@ def test_objective_function_gives_the_score(run_folder, tiny):
     assert result["checkpoint"] is None and not list(Path("saved").iterdir())
 
 
-@pytest.mark.parametrize("model", ["GRU4Rec", *own_models()])
-def test_checkpoint_gives_back_data_and_model(run_folder, tiny, model):
-    result = run_recbole_ssd(model, config_dict=tiny)
-    config, loaded, dataset, train, valid, test = load_data_and_model(result["checkpoint"])
-    assert config["model"] == model and config.given() == result["config"]
-    trainer = Trainer(config, loaded)
-    again = trainer.evaluate(test, load_best_model=False)
-    assert {name: float(value) for name, value in again.items()} == result["test_result"]
-    assert len(train) > 0 and len(valid) > 0 and dataset.item_num == 41
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_nothing(run_folder, monkeypatch):
-    def full(state, part):
-        Path(part).write_bytes(b"half of it")
-        raise RuntimeError("unexpected pos 64 vs 0")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(ValueError, match=r"'a.pth' cannot be written, [\d,]+ MB are free there \(unexpected"):
-        write_checkpoint({}, "a.pth")
-    assert not list(run_folder.iterdir())
-
-
 @pytest.mark.parametrize("watched", [False, True])
 def test_bars_are_for_who_watches(run_folder, tiny, monkeypatch, capsys, watched):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
     run_recbole_ssd("GRU4Rec", config_dict={**tiny, "show_progress": True}, saved=False)
     assert ("Train     0" in capsys.readouterr().err) == watched
-
-
-def test_a_checkpoint_finds_its_data_elsewhere(run_folder, tiny):
-    checkpoint = run_recbole_ssd("GRU4Rec", config_dict={**tiny, "epochs": 1})["checkpoint"]
-    shutil.copytree(Path(tiny["data_path"]) / "tiny", run_folder / "there" / "tiny")
-    config, *_ = load_data_and_model(checkpoint, config_dict={"data_path": str(run_folder / "there")})
-    assert Path(config["data_path"]) == run_folder / "there" / "tiny"
 
 
 @pytest.mark.parametrize(
@@ -400,25 +347,3 @@ def _recbole_by_hand(model, dataset, settings, monkeypatch):
     _, valid = trainer.fit(train_data, valid_data, saved=False, verbose=False)
     test = trainer.evaluate(test_data, load_best_model=False)
     return list(trainer.train_loss_dict.values()), dict(valid), dict(test)
-
-
-def test_a_checkpoint_is_refused_on_data_whose_items_are_numbered_otherwise(run_folder, tiny):
-    """A model knows items by their number, which is their place in the file: sorted lines would mix them up."""
-    place = run_folder / "own" / "tiny" / "tiny.inter"
-    place.parent.mkdir(parents=True)
-    header, *lines = (Path(tiny["data_path"]) / "tiny" / "tiny.inter").read_text().splitlines()
-    place.write_text("\n".join([header, *lines]))
-    result = run_recbole_ssd("SSD4Rec", config_dict={**tiny, "data_path": "own"})
-    config, model, _, train, valid, test = load_data_and_model(result["checkpoint"])
-    place.write_text("\n".join([header, *sorted(lines, reverse=True)]))
-    with pytest.raises(ValueError, match="was trained on other data: its item 1 is"):
-        load_data_and_model(result["checkpoint"])
-
-    config = Config("SSD4Rec", config_dict={**tiny, "data_path": "own", "epochs": 2})
-    train, valid, test = data_preparation(config, create_dataset(config))
-    trainer = Trainer(config, model)
-    with pytest.raises(ValueError, match="was trained on other data"):
-        trainer.evaluate(test, model_file=result["checkpoint"])
-    trainer.resume_checkpoint(result["checkpoint"])
-    with pytest.raises(ValueError, match="was trained on other data"):
-        trainer.fit(train, valid, verbose=False)
