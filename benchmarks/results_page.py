@@ -85,22 +85,29 @@ def published(rows: list[dict], experiments: dict[str, dict]) -> list[str]:
     """The table of what others published on a data set, and the most that any row here has; nothing without such."""
     if not rows:
         return []
-    metric = next(iter(experiments.values()))["metric"]
-    here = [(row, name) for name, part in experiments.items() for table in part["tables"] for row in finished(table)]
-    scores = {
-        "A": [(fmean(row["test"][metric]), row["name"], name) for row, name in here],
-        "B": [(fmean(row["test_other_history"]), row["name"], name) for row, name in here if row["test_other_history"]],
-    }
-    told = " and ".join(
-        "{:.4f} under protocol {} ({}, {})".format(most[0], rule, most[1], most[2].replace("_", " "))
-        for rule, most in ((rule, max(found)) for rule, found in scores.items() if found)
-    )
     header = ["published", "protocol", "by", "test hit@10", "test ndcg@10"]
     cells = [
         [row["model"], row["protocol"], row["by"], *(f"{row[m]:.4f}" for m in ("hit@10", "ndcg@10"))] for row in rows
     ]
-    most_here = f"Not run here. The most that a row above has, whatever was varied, is {metric} {told}."
-    return ["### published by others", most_here, Table(header, cells, left=3).format("pipe")]
+    told = f"Not run here. {most_here(experiments)}"
+    return ["### published by others", told, Table(header, cells, left=3).format("pipe")]
+
+
+def most_here(experiments: dict[str, dict]) -> str:
+    """The best row of all experiments on a data set, under each protocol that was tested."""
+    metric = next(iter(experiments.values()))["metric"]
+    scores = {"A": [], "B": []}
+    for name, summary in experiments.items():
+        for row in (row for table in summary["tables"] for row in finished(table)):
+            for rule, values in (("A", row["test"][metric]), ("B", row.get("test_other_history"))):
+                if values:
+                    scores[rule].append((fmean(values), f"{row['name']}, {name.replace('_', ' ')}"))
+    most = [
+        f"{score:.4f} under protocol {rule} ({row})"
+        for rule, found in scores.items()
+        for score, row in sorted(found)[-1:]
+    ]
+    return f"The most that a row above has, whatever was varied, is {metric} {' and '.join(most)}."
 
 
 def sentences(table: dict, metric: str | None) -> str:

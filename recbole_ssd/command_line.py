@@ -117,7 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
         if "--list_models" in arguments:
             print("\n".join(model_lines()))
             return 0
-        return _run(parse(arguments))
+        with termination_as_interrupt():
+            return _run(parse(arguments))
     except KeyboardInterrupt:
         return 130
     except (ValueError, RuntimeError, OSError, ImportError) as error:
@@ -138,8 +139,7 @@ def _run(settings: dict) -> int:
     for key, default in (("model", DEFAULT_MODEL), ("dataset", DEFAULT_DATASET)):
         if key not in in_files:
             settings.setdefault(key, default)
-    with termination_as_interrupt():
-        run_recbole_ssd(config_file_list=files, config_dict=settings)
+    run_recbole_ssd(config_file_list=files, config_dict=settings)
     return 0
 
 

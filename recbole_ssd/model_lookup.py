@@ -144,12 +144,17 @@ def check_model(model_class: type) -> type:
     return model_class
 
 
+MOST_NAMES = 5000  # to look for a near one among more takes seconds
+
+
 def did_you_mean(name: str, names) -> str:
-    """A sentence that suggests the nearest of `names`, or nothing.
+    """A sentence that suggests the nearest of `names`, or nothing, as of more than MOST_NAMES.
 
     >>> did_you_mean("lerning_rate", ["learning_rate", "epochs"])
     ". Did you mean 'learning_rate'?"
     """
+    if len(names) > MOST_NAMES:
+        return ""
     by_lower = {other.lower(): other for other in names}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f". Did you mean '{by_lower[near[0]]}'?" if near else ""

@@ -16,7 +16,6 @@ from recbole.data.interaction import Interaction
 from recbole_ssd.model_lookup import did_you_mean
 
 AT_ONCE = 1024  # histories that are scored together
-MOST_SUGGESTED_FROM = 5000  # names; to look for a near one among more takes seconds
 
 _scoring: WeakKeyDictionary = WeakKeyDictionary()  # model -> (threads that score with it, its mode before them)
 _counting = Lock()
@@ -88,7 +87,7 @@ def _numbers(history: Sequence[str], place: int, dataset) -> torch.Tensor:
     known = dataset.field2token_id[dataset.iid_field]
     for item in history:
         if known.get(str(item), 0) == 0:  # 0 is the padding
-            names = known.keys() - {"[PAD]"} if len(known) <= MOST_SUGGESTED_FROM else ()
+            names = known.keys() - {"[PAD]"}
             raise ValueError(f"history {place}: the data set has no item '{item}'{did_you_mean(str(item), names)}")
     return torch.tensor([known[str(item)] for item in history])
 

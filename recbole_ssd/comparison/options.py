@@ -12,6 +12,7 @@ hold `seeds`: a slow model gets fewer.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -84,8 +85,8 @@ class ModelSettings(dict):
 
     def but(self, changed: dict) -> ModelSettings:
         """The same with some of them changed."""
-        settings = ModelSettings(self | changed)
-        settings.source, settings.seeds, settings.fixed = self.source, self.seeds, self.fixed
+        settings = copy(self)
+        settings.update(changed)
         return settings
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from recbole_ssd.comparison.progress import Progress
 from recbole_ssd.comparison.records import DONE, FAILED, INTERRUPTED, read_record
 from recbole_ssd.comparison.runs import Run, RunFolder
-from recbole_ssd.signals import interruptible_children, termination_as_interrupt
+from recbole_ssd.signals import interruptible_children
 
 PROGRAM = ("-m", "recbole_ssd")  # of a run, for Python
 POLL_S = 0.2
@@ -34,26 +34,25 @@ def run_all(runs: list[Run], folder: Path, progress: Progress, jobs: int = 1) ->
         jobs: runs at a time.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C or a termination, when all runs have stopped.
+        KeyboardInterrupt: after Ctrl-C, when all runs have stopped.
     """
     waiting = [run for run in runs if read_record(folder, run).state != DONE]
     active: dict[str, tuple[Run, subprocess.Popen]] = {}
-    with termination_as_interrupt():
-        try:
-            while waiting or active:
-                while waiting and len(active) < jobs:
-                    run = waiting.pop(0)
-                    active[run.name] = run, _start(run, folder)
-                    progress.started(run)
-                time.sleep(POLL_S)
-                progress.tick()
-                for name, (run, process) in list(active.items()):
-                    if process.poll() is not None:
-                        del active[name]
-                        _settle(run, folder, process.returncode)
-                        progress.ended(read_record(folder, run))
-        finally:
-            _stop(process for _, process in active.values())
+    try:
+        while waiting or active:
+            while waiting and len(active) < jobs:
+                run = waiting.pop(0)
+                active[run.name] = run, _start(run, folder)
+                progress.started(run)
+            time.sleep(POLL_S)
+            progress.tick()
+            for name, (run, process) in list(active.items()):
+                if process.poll() is not None:
+                    del active[name]
+                    _settle(run, folder, process.returncode)
+                    progress.ended(read_record(folder, run))
+    finally:
+        _stop(process for _, process in active.values())
 
 
 def _start(run: Run, folder: Path) -> subprocess.Popen:

@@ -25,5 +25,5 @@ def split_linear(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Ten
         Tensors (T, size), one for each size.
     """
     if x.device.type == "cpu" and torch.is_grad_enabled():
-        return tuple(F.linear(x, part) for part in layer.weight.split(list(sizes)))
-    return layer(x).split(list(sizes), dim=-1)
+        return tuple(F.linear(x, part) for part in layer.weight.split(sizes))
+    return layer(x).split(sizes, dim=-1)

@@ -102,11 +102,11 @@ def _threads() -> int:
 def launch(kernel, *arguments) -> None:
     """Calls a parallel kernel with torch's number of threads; tensors are handed over as arrays, without a copy."""
     if not kernel.signatures:  # its first call in this process
+        support.started = True
         _forget_stale(kernel.stats.cache_path)
         if not _is_kept(kernel):
             kept = "keeps them for later runs" if OPTIONS["cache"] else "can keep them nowhere: set NUMBA_CACHE_DIR"
             log_once(f"numba compiles kernels for this CPU, which takes most of a minute, and {kept}")
-    support.started = True
     arrays = [t.detach().numpy() if isinstance(t, Tensor) else t for t in arguments]
     threads = torch.get_num_threads()
     with _one_at_a_time:
