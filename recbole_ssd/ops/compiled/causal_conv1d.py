@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..packing import Segments
-from .jit import FEW, Work, flat, kernel, launch, over_blocks, parallel_kernel, sigmoid
+from .jit import FEW, Work, bare, flat, kernel, launch, loop, over_blocks, parallel_kernel, sigmoid
 from .matrices import add, clear
 
 
@@ -67,7 +67,7 @@ def _forward(x, taps, bias, reverse, silu, y, work):
         _forward_share(x, taps, bias, reverse, silu, y, work, worker)
 
 
-@kernel
+@bare
 def _forward_share(x, taps, bias, reverse, silu, y, work, worker):
     borders, blocks, order, workers = work
     (x, stride), (width, channels), step = x, taps.shape, -1 if reverse else 1
@@ -80,7 +80,7 @@ def _forward_share(x, taps, bias, reverse, silu, y, work, worker):
                 t += step
 
 
-@kernel
+@loop
 def _convolve(x, here, away, taps, count, base, silu, y, out):
     """y[out:] = base + sum_{k<count} taps[k] * x[here + k * away:], and its SiLU."""
     here, away, out, channels = np.uint64(here), np.uint64(away), np.uint64(out), np.uint64(len(base))
@@ -138,7 +138,7 @@ def _segment_backward(dy, x, taps, bias, silu, walk, dx, sums):
                 clear(part)
 
 
-@kernel
+@loop
 def _derive(dy, there, pre, silu, d, here, dbias):
     """d of a token."""
     there, here, channels = np.uint64(there), np.uint64(here), np.uint64(len(pre))
@@ -150,7 +150,7 @@ def _derive(dy, there, pre, silu, d, here, dbias):
         dbias[c] += d_c
 
 
-@kernel
+@loop
 def _collect(x, there, d, here, away, count, dx, sums):
     """Adds a token's part of dw, and puts its dx where its d was."""
     there, here, away, channels = np.uint64(there), np.uint64(here), np.uint64(away), np.uint64(len(dx))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..cross_entropy_torch import LARGEST, SMALLEST, Gradients, LinearCrossEntropy
 from ..seen import Seen
-from .jit import exp, kernel, launch, over_blocks, parallel_kernel
+from .jit import exp, kernel, launch, loop, over_blocks, parallel_kernel
 from .matrices import add, clear, multiply
 
 ROWS, COLUMNS = 128, 512  # of a tile: a quarter of a megabyte in float32
@@ -105,7 +105,7 @@ def _stripe(s, rows, hidden, weight, target, low, high, item, bias, dhidden, dwe
     return loss, dbias
 
 
-@kernel
+@loop
 def _fit(total):
     for value in total:
         if not SMALLEST < value < LARGEST:
@@ -145,7 +145,7 @@ def _exponentials(hidden, weight, target, seen, shift, buffer, total, found):
             total[i] += _exp(tile[i], shift[i])
 
 
-@kernel
+@loop
 def _exp(row, shift):
     """row = exp(row - shift), and its sum."""
     total = row.dtype.type(0)

@@ -12,13 +12,16 @@ Shape letters:    T tokens    i channels    k groups
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .jit import BLOCK, flat, kernel, launch, over_blocks, parallel_kernel, sigmoid
+from .jit import BLOCK, bare, flat, launch, loop, over_blocks, parallel_kernel
+from .vectors import dot, put_product, silu, silu_and_slope, times
 
 
 def gated_rms_norm_numba(y: Tensor, z: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
@@ -59,68 +62,78 @@ class _GatedRMSNorm(torch.autograd.Function):
 @parallel_kernel
 def _forward(y, z, weight, eps, out, scales):
     for block in prange((len(scales) + BLOCK - 1) // BLOCK):
-        _forward_block(y, z, weight, eps, out, scales, block)
+        _forward_block(y, z, weight, eps, out, scales, np.empty_like(weight), block)
 
 
-@kernel
-def _forward_block(y, z, weight, eps, out, scales, block):
-    (y, y_stride), (z, z_stride), (tokens, groups), channels = y, z, scales.shape, len(weight)
-    for t in range(block * BLOCK, min(tokens, (block + 1) * BLOCK)):
-        for k in range(groups):
-            g = k * channels // groups
-            here = weight[g : g + channels // groups]
-            scales[t, k] = _norm(y, t * y_stride + g, z, t * z_stride + g, here, eps, out, t * channels + g)
-
-
-@kernel
-def _norm(y, y_here, z, z_here, weight, eps, out, here):
-    """Fills out of one token and group, and returns its scale."""
-    y_here, z_here, here, channels = np.uint64(y_here), np.uint64(z_here), np.uint64(here), np.uint64(len(weight))
-    squares = out.dtype.type(0)
-    for c in range(channels):
-        v = y[y_here + c] * z[z_here + c] * sigmoid(z[z_here + c])
-        out[here + c] = v
-        squares += v * v
-    scale = out.dtype.type(1 / np.sqrt(squares / len(weight) + eps))
-    for c in range(channels):
-        out[here + c] *= scale * weight[c]
-    return scale
+@bare
+def _forward_block(y, z, weight, eps, out, scales, gate, block):
+    (y, y_stride), (z, z_stride), channels = y, z, len(weight)
+    for t in range(block * BLOCK, min(len(scales), (block + 1) * BLOCK)):
+        silu(z[t * z_stride : t * z_stride + channels], gate)
+        row = y[t * y_stride : t * y_stride + channels]
+        norm(row, gate, weight, eps, out[t * channels : (t + 1) * channels], scales[t])
 
 
 @parallel_kernel
 def _backward(dout, y, z, weight, scales, dy, dz, dweight):
     for block in prange(len(dweight)):
-        _backward_block(dout, y, z, weight, scales, dy, dz, dweight[block], block)
+        scratch = np.empty_like(weight), np.empty_like(weight)
+        _backward_block(dout, y, z, weight, scales, dy, dz, dweight[block], scratch, block)
 
 
-@kernel
-def _backward_block(dout, y, z, weight, scales, dy, dz, dweight, block):
+@bare
+def _backward_block(dout, y, z, weight, scales, dy, dz, dweight, scratch, block):
     (dout, dout_stride), (y, y_stride), (z, z_stride) = dout, y, z
-    (tokens, groups), channels = scales.shape, len(weight)
-    gates = np.empty_like(weight)
-    for t in range(block * BLOCK, min(tokens, (block + 1) * BLOCK)):
-        for k in range(groups):
-            g = k * channels // groups
-            inputs = dout, t * dout_stride + g, y, t * y_stride + g, z, t * z_stride + g
-            here = slice(g, g + channels // groups)
-            _norm_backward(inputs, weight[here], scales[t, k], gates, dy, dz, t * channels + g, dweight[here])
+    (gate, slope), channels = scratch, len(weight)
+    for t in range(block * BLOCK, min(len(scales), (block + 1) * BLOCK)):
+        silu_and_slope(z[t * z_stride : t * z_stride + channels], gate, slope)
+        given = dout[t * dout_stride : t * dout_stride + channels]
+        row, here = y[t * y_stride : t * y_stride + channels], slice(t * channels, (t + 1) * channels)
+        norm_backward(given, row, gate, weight, scales[t], dy[here], dz[here], dweight)
+        times(slope, dz[here])
 
 
-@kernel
-def _norm_backward(inputs, weight, scale, gates, dy, dz, here, dweight):
-    """Fills dy and dz of one token and group, adds to dweight."""
-    dout, dout_here, y, y_here, z, z_here = inputs
-    dout_here, y_here, z_here = np.uint64(dout_here), np.uint64(y_here), np.uint64(z_here)
-    here, channels = np.uint64(here), np.uint64(len(weight))
-    one, product = dy.dtype.type(1), dy.dtype.type(0)
-    for c in range(channels):
-        gates[c] = sigmoid(z[z_here + c])
-        product += weight[c] * dout[dout_here + c] * y[y_here + c] * z[z_here + c] * gates[c]
-    mean = dy.dtype.type(product / len(weight)) * scale * scale
-    for c in range(channels):
-        gate, z_c, y_c = gates[c], z[z_here + c], y[y_here + c]
-        v = y_c * z_c * gate
-        dv = scale * (weight[c] * dout[dout_here + c] - v * mean)
-        dweight[c] += dout[dout_here + c] * scale * v
-        dy[here + c] = dv * z_c * gate
-        dz[here + c] = dv * y_c * gate * (one + z_c * (one - gate))
+@bare
+def norm(y, gate, weight, eps, out, scales):
+    """Fills out, (i,), and scales, (k,), of one token; gate is silu(z)."""
+    put_product(y, gate, out)
+    groups, count = len(scales), out.dtype.type(len(out) // len(scales))
+    for k in range(groups):
+        here = slice(k * len(out) // groups, (k + 1) * len(out) // groups)
+        scales[k] = 1 / math.sqrt(dot(out[here], out[here]) / count + out.dtype.type(eps))
+        _scale(scales[k], weight[here], out[here])
+
+
+@loop
+def _scale(scale, weight, out):
+    for c in range(len(out)):
+        out[c] *= scale * weight[c]
+
+
+@bare
+def norm_backward(dout, y, gate, weight, scales, dy, dgate, dweight):
+    """Fills dy and dgate of one token, (i,) each, and adds to dweight."""
+    groups, count = len(scales), y.dtype.type(len(y) // len(scales))
+    for k in range(groups):
+        here = slice(k * len(y) // groups, (k + 1) * len(y) // groups)
+        rows = dout[here], y[here], gate[here], weight[here]
+        mean = _along(*rows) / count * scales[k] * scales[k]
+        _derive(*rows, scales[k], mean, dy[here], dgate[here], dweight[here])
+
+
+@loop
+def _along(dout, y, gate, weight):
+    total = y.dtype.type(0)
+    for c in range(len(y)):
+        total += weight[c] * dout[c] * y[c] * gate[c]
+    return total
+
+
+@loop
+def _derive(dout, y, gate, weight, scale, mean, dy, dgate, dweight):
+    for c in range(len(y)):
+        v = y[c] * gate[c]
+        dv = scale * (weight[c] * dout[c] - v * mean)
+        dweight[c] += dout[c] * scale * v
+        dy[c] = dv * gate[c]
+        dgate[c] = dv * y[c]

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import kernel
+from .jit import kernel, loop
+
+ROWS = 256  # of a block, for products with a weight: fewer, and BLAS is slower; more, and they leave the cache
+STRIPES, NARROWEST = 16, 32  # of rows with a weight's gradient of their own, at most; rows of one, at least
+
+
+def stripes(rows: int) -> int:
+    """In how many parts rows are cut, each with its own sum for the gradient of a weight."""
+    return max(1, min(STRIPES, rows // NARROWEST))
 
 
 @kernel
@@ -19,6 +27,14 @@ def multiply(a, b, out):
 
 
 @kernel
+def add_multiply(a, b, out):
+    """out += a b."""
+    product = np.empty(out.shape, out.dtype)
+    multiply(a, b, product)
+    add(product, out)
+
+
+@loop
 def add(a, out):
     """out += a."""
     for i in range(len(out)):
@@ -26,7 +42,7 @@ def add(a, out):
             out[i, k] += a[i, k]
 
 
-@kernel
+@loop
 def clear(out, first=0):
     """Rows from `first` on become 0."""
     for i in range(first, len(out)):
@@ -34,7 +50,7 @@ def clear(out, first=0):
             out[i, k] = 0
 
 
-@kernel
+@loop
 def copy(a, out):
     """out = a."""
     for i in range(len(out)):

@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from ..packing import Segments
 from . import matrices
-from .jit import FEW, Work, kernel, launch, over_blocks, parallel_kernel
-from .vectors import add, add_product, add_scaled, dot, put, put_scaled, silu, silu_and_slope
+from .jit import FEW, Work, bare, kernel, launch, over_blocks, parallel_kernel
+from .vectors import add, add_product, add_scaled, clear, dot, put, put_scaled, silu, silu_and_slope
 
 
 def readout_numba(
@@ -41,7 +41,7 @@ class _Readout(torch.autograd.Function):
         taps = weight.flip(1).t().contiguous()  # (K, c), taps[j] meets the item j places ahead
         ctx.save_for_backward(xBC, dt, A, D, taps, bias)
         ctx.ngroups, ctx.segments = ngroups, segments
-        y = xBC.new_zeros(len(xBC), len(D))
+        y = xBC.new_empty(len(xBC), len(D))
         launch(_forward, xBC, dt, A, D, taps, bias, ngroups, y, Work.of(segments).arrays)
         return y
 
@@ -50,7 +50,7 @@ class _Readout(torch.autograd.Function):
     def backward(ctx, dy):
         xBC, dt, A, D, taps, bias = inputs = ctx.saved_tensors
         work = Work.of(ctx.segments)
-        dxBC, ddt = torch.zeros_like(xBC), torch.empty_like(dt)
+        dxBC, ddt = torch.empty_like(xBC), torch.empty_like(dt)
         sums = A.shape, D.shape, (len(taps) + 1, len(bias))  # the last of the taps, then of the bias
         # float64: a history of 50,000 items would round what it adds away
         dA, dD, dfilter = (A.new_zeros(work.n_blocks, *shape, dtype=torch.float64) for shape in sums)
@@ -71,14 +71,23 @@ def _forward(xBC, dt, A, D, taps, bias, groups, y, work):
 
 @kernel
 def _segment(xBC, dt, A, D, taps, bias, groups, y):
-    """Adds to y, (l, i), of one segment of l items."""
+    """Fills y, (l, i), of one segment of l items."""
     K, h, i = len(taps), len(A), len(D)
     e = (i + len(bias)) // 2
     pre, wdt = np.empty((K, e), y.dtype), np.empty((K, h), y.dtype)  # of the last K items, item s in row s % K
     activation, C, C_pre = np.empty(e, y.dtype), np.empty(len(bias) - e, y.dtype), bias[e:].copy()
     total, skip, log_w = np.zeros(i), np.empty(i, y.dtype), np.zeros(h)  # sums over the history are float64
+    scratch = pre, wdt, activation, C, C_pre, total, skip, log_w
+    _prefixes((xBC, dt, A, D, taps, bias), groups, scratch, y)
+
+
+@bare
+def _prefixes(inputs, groups, scratch, y):
+    (xBC, dt, A, D, taps, bias), (pre, wdt, activation, C, C_pre, total, skip, log_w) = inputs, scratch
+    (K, e), i = pre.shape, len(D)
     for t in range(len(y)):
         row, out = xBC[t], y[t]
+        clear(out)
         if t < K:
             _one_more_tap(C_pre, taps[t][e:], row[e:], C)
         put(bias[:e], pre[t % K])
@@ -96,13 +105,13 @@ def _segment(xBC, dt, A, D, taps, bias, groups, y):
         add_product(D, skip, out)
 
 
-@kernel
+@bare
 def _one_more_tap(pre, tap, row, activation):
     add_product(tap, row, pre)
     silu(pre, activation)
 
 
-@kernel
+@bare
 def _weigh(dt, A, log_w, wdt):
     """w dt of an item, and log w of the next one: float64, for it is a sum over the history."""
     for j in range(len(A)):
@@ -110,7 +119,7 @@ def _weigh(dt, A, log_w, wdt):
         log_w[j] += dt[j] * A[j]
 
 
-@kernel
+@bare
 def _add_term(activation, C, wdt, groups, out):
     i, heads, n = len(out), len(wdt), len(C) // groups
     p = i // heads
@@ -134,68 +143,79 @@ def _backward(xBC, dt, A, D, taps, bias, groups, dy, dxBC, ddt, dA, dD, dfilter,
 
 @kernel
 def _segment_backward(inputs, groups, dy, grads):
-    """Adds to dxBC, fills ddt of one segment, and adds to dA, dD and dfilter of its block."""
-    xBC, dt, A, D, taps, bias = inputs
-    dxBC, ddt, dA, dD, dfilter = grads
-    (length, i), (K, c), h = dy.shape, taps.shape, len(A)
+    """Fills dxBC and ddt of one segment, and adds to dA, dD and dfilter of its block."""
+    xBC, dt, A, _, taps, bias = inputs
+    dxBC, dfilter = grads[0], grads[-1]
+    (K, c), h, i, dtype = taps.shape, len(A), dy.shape[1], dy.dtype
     e = (i + c) // 2
-    w = _weights(dt, A)
-    C_slope, C, dC = np.empty((K, c - e), dy.dtype), np.empty((K, c - e), dy.dtype), np.zeros((K, c - e))
-    slope, xB, dxB = np.empty((K, e), dy.dtype), np.empty((K, e), dy.dtype), np.empty((K, e), dy.dtype)
-    later, flow, wdt, dwdt = np.zeros(i), np.zeros(h), np.empty(h, dy.dtype), np.empty(h, dy.dtype)
-    dtotal = np.empty(i, dy.dtype)  # `later`, rounded once
-    part = np.zeros(dfilter.shape, dy.dtype)  # of few items
-    _levels(xBC, taps, bias, 0, e, C, C_slope)
+    C_slope, C, dC = np.empty((K, c - e), dtype), np.empty((K, c - e), dtype), np.zeros((K, c - e))
+    xB_slope, xB, dxB = np.empty((K, e), dtype), np.empty((K, e), dtype), np.empty((K, e), dtype)
+    later, dtotal = np.zeros(i), np.empty(i, dtype)  # the sum of later dy, and the same rounded once
+    w, log_w, flow = np.empty_like(dt), np.zeros(h), np.zeros(h)
+    wdt, dwdt = np.empty(h, dtype), np.empty(h, dtype)
+    pre, part = np.empty(max(e, c - e), dtype), np.zeros(dfilter.shape, dtype)  # part: of few items
+    _weights(dt, A, log_w, w)
+    _levels(xBC, taps, bias, 0, e, C, C_slope, pre[: c - e])
+    scratch = (w, wdt, dwdt, flow), (C, dC, xB, xB_slope, dxB), (later, dtotal, pre[:e], part)
+    _items_backward(inputs, groups, dy, scratch, grads)
+    _levels_backward(xBC, taps, 0, e, C_slope, dC.astype(dtype), pre[: c - e], dxBC, part)
+    matrices.add(part, dfilter)
+
+
+@bare
+def _items_backward(inputs, groups, dy, scratch, grads):
+    """All but what comes of C, from the last item to the first."""
+    (xBC, dt, A, D, taps, bias), (dxBC, ddt, dA, dD, dfilter) = inputs, grads
+    (w, wdt, dwdt, flow), (C, dC, xB, slope, dxB), (later, dtotal, pre, part) = scratch
+    (length, i), K = dy.shape, len(taps)
     for seen in range(length):
         s = length - 1 - seen
+        clear(dxBC[s])  # no later item has reached it
         if s + K - 1 < length:  # what enters the running sum here is in all later prefixes
             add(dy[s + K - 1], later)
             put(later, dtotal)
-        _levels(xBC, taps, bias, s, 0, xB, slope)
-        for j in range(h):
+        _levels(xBC, taps, bias, s, 0, xB, slope, pre)
+        for j in range(len(A)):
             wdt[j], dwdt[j] = w[s, j] * dt[s, j], 0
         for j in range(min(K, length - s)):
             dterm, level = dy[s + j] if j < K - 1 else dtotal, min(s + j, K - 1)
             _term_backward(xB[j], C[level], wdt, groups, dterm, dxB[j], dC[level], dwdt)
             if s == 0:
                 _skip_backward(xB[j][:i], D, dterm, dxB[j][:i], dD)
-        _levels_backward(xBC, taps, s, 0, slope, dxB, dxBC, part)
+        _levels_backward(xBC, taps, s, 0, slope, dxB, pre, dxBC, part)
         if seen % FEW == FEW - 1:
             matrices.add(part, dfilter)
             matrices.clear(part)
-        for j in range(h):
+        for j in range(len(A)):
             ddt[s, j] = w[s, j] * dwdt[j] + A[j] * flow[j]
             dA[j] += dt[s, j] * flow[j]
             flow[j] += wdt[j] * dwdt[j]
-    _levels_backward(xBC, taps, 0, e, C_slope, dC.astype(dy.dtype), dxBC, part)
-    matrices.add(part, dfilter)
 
 
-@kernel
-def _weights(dt, A):
+@bare
+def _weights(dt, A, log_w, w):
     """w of every item, (l, h)."""
-    w, log_w = np.empty_like(dt), np.zeros(len(A))
     for t in range(len(dt)):
         for j in range(len(A)):
             w[t, j] = np.exp(log_w[j])
             log_w[j] += dt[t, j] * A[j]
-    return w
 
 
-@kernel
-def _levels(xBC, taps, bias, s, first, activation, slope):
+@bare
+def _levels(xBC, taps, bias, s, first, activation, slope, pre):
     """SiLU of the flipped convolution at item s with 1, 2, ... taps, of the channels from `first`; and its slope."""
-    end = first + activation.shape[1]
-    pre = bias[first:end].copy()
+    end = first + len(pre)
+    put(bias[first:end], pre)
     for j in range(min(len(taps), len(xBC) - s)):
         add_product(taps[j][first:end], xBC[s + j][first:end], pre)
         silu_and_slope(pre, activation[j], slope[j])
 
 
-@kernel
-def _levels_backward(xBC, taps, s, first, slope, dactivation, dxBC, dfilter):
-    """Adds to dxBC and dfilter. A tap is in the sums of its own level and of all above."""
-    end, above = first + slope.shape[1], np.zeros(slope.shape[1], slope.dtype)
+@bare
+def _levels_backward(xBC, taps, s, first, slope, dactivation, above, dxBC, dfilter):
+    """Adds to dxBC and dfilter. A tap is in the sums of its own level and of all above, which `above` adds up."""
+    end = first + len(above)
+    clear(above)
     full = min(len(taps), len(xBC) - s)
     for seen in range(full):
         j = full - 1 - seen
@@ -205,7 +225,7 @@ def _levels_backward(xBC, taps, s, first, slope, dactivation, dxBC, dfilter):
     add(above, dfilter[len(taps)][first:end])
 
 
-@kernel
+@bare
 def _term_backward(xB, C, wdt, groups, dterm, dxB, dC, dwdt):
     """Fills dxB, adds to dC and dwdt."""
     i, heads, n = len(dterm), len(wdt), len(C) // groups
@@ -224,7 +244,7 @@ def _term_backward(xB, C, wdt, groups, dterm, dxB, dC, dwdt):
         add_scaled(dCB, B, dC_g)
 
 
-@kernel
+@bare
 def _skip_backward(x, D, dterm, dx, dD):
     """Of D x~[1], which is there once for every prefix."""
     add_product(D, dterm, dx)

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..packing import Segments
-from .jit import Work, kernel, launch, over_blocks, parallel_kernel
+from .jit import Work, kernel, launch, loop, over_blocks, parallel_kernel
 from .matrices import copy, multiply
 from .ssd_backward import backward
 from .ssd_chunk import CHUNK, advance, decay, enter, load, rows_of, scale, state_row, triangle
@@ -113,7 +113,7 @@ def _outputs(begin, end, group, x, dt, A, B, C, D, y, states):
                 advance(decays[1, q - 1], added, S)
 
 
-@kernel
+@loop
 def _leave(x, D, first, last, head, out, y):
     """y = out + D x."""
     for i in range(last - first):
@@ -121,7 +121,7 @@ def _leave(x, D, first, last, head, out, y):
             y[first + i, head, k] = out[i, k] + D[head, k] * x[first + i, head, k]
 
 
-@kernel
+@loop
 def _add_to(decays, first, last, head, out, y):
     """y += L0 out."""
     for i in range(last - first):

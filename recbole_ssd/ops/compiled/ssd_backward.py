@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .jit import kernel, parallel_kernel
+from .jit import kernel, loop, parallel_kernel
 from .matrices import add, clear, multiply
 from .ssd_chunk import CHUNK, advance, decay, enter, load, rows_of, scale, state_row, triangle
 
@@ -106,7 +106,7 @@ def _within(L, M, dM, dproduct, inside):
         inside[t] = total
 
 
-@kernel
+@loop
 def _leaving(decays, u, v, du, flow):
     """du += R v, and u becomes R u; flow loses what leaves for S', and flow[-1] gains it."""
     for i in range(len(u)):
@@ -119,7 +119,7 @@ def _leaving(decays, u, v, du, flow):
         flow[len(u)] += lost
 
 
-@kernel
+@loop
 def _entering(Cs, part, flow):
     """flow gains what tokens read of S."""
     for i in range(len(part)):
@@ -129,7 +129,7 @@ def _entering(Cs, part, flow):
         flow[i] += gained
 
 
-@kernel
+@loop
 def _inner(a, b):
     """The sum of a * b, that over rows in float64."""
     total = 0.0
@@ -141,7 +141,7 @@ def _inner(a, b):
     return total
 
 
-@kernel
+@loop
 def _finish(first, last, head, A, dt, x, du, inside, flow, ddt):
     """ddt of a chunk and head, and its share of dA: what flows over each border, and what passes du."""
     total, dA, rate = flow[len(du)], 0.0, float(A[head])
@@ -156,7 +156,7 @@ def _finish(first, last, head, A, dt, x, du, inside, flow, ddt):
     return dA
 
 
-@kernel
+@loop
 def _skip(first, last, head, dt, D, dy, du, dx):
     """dx of a chunk and head."""
     for i in range(last - first):
@@ -176,7 +176,7 @@ def _skipped(first, last, head, x, dy, dD):
         dD[head, k] += total[k]
 
 
-@kernel
+@loop
 def _store(rows, first, last, group, out):
     """A chunk's rows of dB or dC."""
     for i in range(last - first):

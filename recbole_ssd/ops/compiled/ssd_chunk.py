@@ -9,26 +9,26 @@ import math
 
 import numpy as np
 
-from .jit import kernel
+from .jit import kernel, loop
 from .matrices import clear
 
 CHUNK = 32  # tokens; twice as many cost more in the triangle than they save in states
 SHORT = 16  # tokens of a segment that takes half a chunk
 
 
-@kernel
+@loop
 def rows_of(begin, end):
     """Rows of a segment's chunks, q."""
     return SHORT if end - begin <= SHORT else CHUNK
 
 
-@kernel
+@loop
 def state_row(begin, first):
     """Where the state before a segment's chunk lies, but its first: no two share a row, and T // CHUNK rows suffice."""
     return begin // CHUNK + (first - begin) // CHUNK - 1
 
 
-@kernel
+@loop
 def load(rows, first, last, group, out):
     """A chunk of B or C; zeros after the segment's end."""
     for i in range(last - first):
@@ -37,7 +37,7 @@ def load(rows, first, last, group, out):
     clear(out, last - first)
 
 
-@kernel
+@loop
 def enter(x, dt, first, last, head, u):
     """u = dt x of a chunk; zeros after the segment's end."""
     for i in range(last - first):
@@ -47,7 +47,7 @@ def enter(x, dt, first, last, head, u):
     clear(u, last - first)
 
 
-@kernel
+@loop
 def scale(scale, rows):
     """Each row times its number."""
     for i in range(len(rows)):
@@ -55,7 +55,7 @@ def scale(scale, rows):
             rows[i, k] *= scale[i]
 
 
-@kernel
+@loop
 def advance(decay, added, state):
     """state = decay * state + added."""
     for k in range(len(state)):
@@ -63,7 +63,7 @@ def advance(decay, added, state):
             state[k, j] = decay * state[k, j] + added[k, j]
 
 
-@kernel
+@loop
 def decay(dt, A, first, last, head, decays):
     """a, and the products of a up to each token and after it."""
     count, rate, passed = last - first, float(A[head]), 1.0
