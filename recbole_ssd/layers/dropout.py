@@ -10,5 +10,10 @@ from recbole_ssd.ops.dropout import dropout
 class Dropout(nn.Dropout):
     """Zeroes elements with probability `p` while training, and scales the others by 1 / (1 - p)."""
 
+    @property
+    def rate(self) -> float:
+        """p while training, else 0."""
+        return self.p if self.training else 0.0
+
     def forward(self, x: Tensor) -> Tensor:
-        return dropout(x, self.p) if self.training and self.p else x
+        return dropout(x, self.rate) if self.rate else x

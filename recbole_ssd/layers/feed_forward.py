@@ -5,12 +5,12 @@ y = LayerNorm( dropout(W2 dropout(activation(W1 x))) + x )
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
-from .dropout import Dropout
+from recbole_ssd.ops.feed_forward import ACTIVATIONS, feed_forward
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+from .dropout import Dropout
 
 
 class FeedForward(nn.Module):
@@ -40,11 +40,21 @@ class FeedForward(nn.Module):
             raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, got '{hidden_act}'")
         self.w_1 = nn.Linear(hidden_size, inner_size)
         self.w_2 = nn.Linear(inner_size, hidden_size)
-        self.activation = ACTIVATIONS[hidden_act]
+        self.hidden_act = hidden_act
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.inner_dropout = Dropout(inner_dropout_prob)
         self.dropout = Dropout(dropout_prob)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.inner_dropout(self.activation(self.w_1(x)))
-        return self.LayerNorm(self.dropout(self.w_2(inner)) + x)
+        if not torch.is_grad_enabled():  # its parts are called: by their hooks RecBole's get_flops counts
+            inner = self.inner_dropout(ACTIVATIONS[self.hidden_act](self.w_1(x)))
+            return self.LayerNorm(self.dropout(self.w_2(inner)) + x)
+        w_1, w_2, norm = self.w_1, self.w_2, self.LayerNorm
+        return feed_forward(
+            x,
+            *(w_1.weight, w_1.bias, w_2.weight, w_2.bias, norm.weight, norm.bias),
+            activation=self.hidden_act,
+            inner_p=self.inner_dropout.rate,
+            p=self.dropout.rate,
+            eps=norm.eps,
+        )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from recbole_ssd.ops.packing import Segments
 
+from .add_norm import add_and_norm
 from .dropout import Dropout
 
 
@@ -44,5 +45,6 @@ class Residual(nn.Module):
         y = self.mixer(x, segments)
         if last:
             x, y = x.index_select(0, segments.last), y.index_select(0, segments.last)
-        y = self.dropout(y)
-        return self.feed_forward(self.LayerNorm(y + x if self.residual else y))
+        if self.residual:
+            return self.feed_forward(add_and_norm(y, x, self.LayerNorm, self.dropout))
+        return self.feed_forward(self.LayerNorm(self.dropout(y)))

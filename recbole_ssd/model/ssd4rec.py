@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recbole_ssd.layers.add_norm import add_and_norm
 from recbole_ssd.layers.dropout import Dropout
 from recbole_ssd.layers.feed_forward import FeedForward
 from recbole_ssd.layers.mamba2 import Mamba2
@@ -118,8 +119,8 @@ class SSD4RecLayer(nn.Module):
         x = x.index_select(0, segments.last) if last else x
         y = self.mixer.out_proj(y)
         if self.dropout_place == "residual":
-            return self.feed_forward(self.LayerNorm(self.dropout(y) + x))
-        return self.dropout(self.feed_forward(self.dropout(self.LayerNorm(y + x))))
+            return self.feed_forward(add_and_norm(y, x, self.LayerNorm, self.dropout))
+        return self.dropout(self.feed_forward(self.dropout(add_and_norm(y, x, self.LayerNorm))))
 
     def _mix(self, x: Tensor, segments: Segments) -> Tensor:
         """Both directions before out_proj, (T, i)."""

@@ -16,22 +16,30 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .jit import kernel, launch, parallel_kernel
+from .jit import launch, loop, parallel_kernel
 
 BLOCK = 2**14  # numbers of a block
 VALUES = 2**32  # of a hash
 
 
 def dropout_numba(x: Tensor, p: float) -> Tensor:
-    """x of any shape, float32 or float64, 0 < p < 1; the rate is kept to 2^-32. The seed is drawn from torch's."""
+    """x of any shape, float32 or float64, 0 < p < 1; the rate is kept to 2^-32."""
     return _Dropout.apply(x, p)
+
+
+def new_draw(p: float) -> tuple:
+    """What decides: both halves of a seed, and below which hash an element is dropped.
+
+    The seed is drawn from torch's. Nothing is drawn, and nothing dropped, if p is 0.
+    """
+    seed = torch.randint(VALUES, (2,)).tolist() if p else (0, 0)
+    return tuple(np.uint32(part) for part in (*seed, min(round(p * VALUES), VALUES - 1)))
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, p):
-        seed = torch.randint(VALUES, (2,)).tolist()
-        ctx.draw = *map(np.uint32, seed), np.uint32(min(round(p * VALUES), VALUES - 1)), 1 / (1 - p)
+        ctx.draw = new_draw(p)
         return _drop(x, ctx.draw)
 
     @staticmethod
@@ -42,24 +50,36 @@ class _Dropout(torch.autograd.Function):
 
 def _drop(x: Tensor, draw: tuple) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    launch(_drop_blocks, x.contiguous().view(-1), *draw, out.view(-1))
+    launch(_drop_blocks, x.contiguous().view(-1), draw, out.view(-1))
     return out
 
 
 @parallel_kernel
-def _drop_blocks(x, before, inside, dropped, scale, out):
+def _drop_blocks(x, draw, out):
     for block in prange((len(x) + BLOCK - 1) // BLOCK):
-        _drop_block(x, before, inside, dropped, x.dtype.type(scale), out, block)
+        begin, end = block * BLOCK, min(len(x), (block + 1) * BLOCK)
+        _drop_block(x, draw, out, begin, end)
 
 
-@kernel
-def _drop_block(x, before, inside, dropped, scale, out, block):
-    zero = x.dtype.type(0)
-    for i in range(np.uint64(block * BLOCK), np.uint64(min(len(x), (block + 1) * BLOCK))):
+@loop
+def _drop_block(x, draw, out, begin, end):
+    before, inside, dropped = draw
+    zero, scale = x.dtype.type(0), x.dtype.type(VALUES / (VALUES - dropped))
+    for i in range(np.uint64(begin), np.uint64(end)):
         out[i] = scale * x[i] if _hash(np.uint32(i), before, inside) >= dropped else zero
 
 
-@kernel
+@loop
+def drop(row, number, draw):
+    """Dropout in place; `number` is the first element's."""
+    before, inside, dropped = draw
+    zero, scale = row.dtype.type(0), row.dtype.type(VALUES / (VALUES - dropped))
+    if dropped:
+        for k in range(np.uint64(len(row))):
+            row[k] = scale * row[k] if _hash(np.uint32(number + k), before, inside) >= dropped else zero
+
+
+@loop
 def _hash(i, before, inside):
     u32 = np.uint32  # numba makes 64 bits of every sum and product
     h = u32(i * u32(0x9E3779B1)) ^ before  # Knuth's multiplier, near 2^32 over the golden ratio
