@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_ssd.ops.causal_conv1d import causal_conv1d
+from recbole_ssd.ops.gated_directions import gated_directions
 from recbole_ssd.ops.gated_rms_norm import gated_rms_norm
 from recbole_ssd.ops.kernels.support import refusal
 from recbole_ssd.ops.packing import Segments, flipped
 from recbole_ssd.ops.readout import prefix_readout
-from recbole_ssd.ops.segment_cumsum import spread_first
 from recbole_ssd.ops.ssd import WIDEST, ssd
 from recbole_ssd.ops.ssd_last import ssd_last
 
@@ -114,22 +114,46 @@ class Mamba2(nn.Module):
 
     def scan(self, projected: Projected, segments: Segments) -> Tensor:
         """The stream from front to back, gated and normed, before out_proj. (T, i)."""
-        z, xBC, dt = self._for_kernels(projected)
-        with torch.autocast(xBC.device.type, enabled=False):
-            xBC = self._convolve(xBC, segments)
-            x, B, C = self._split(xBC)
-            y = ssd(
-                x[None],
-                dt[None],
-                -self.A_log.exp(),
-                B[None],
-                C[None],
-                self.D,
-                cu_seqlens=segments,
-                chunk_size=self.chunk_size,
-                backend=self.backend,
-            )
-            return self.norm(y.squeeze(0).flatten(1), z)  # y[0] would copy the gradient
+        projected = self._for_kernels(projected)
+        with torch.autocast(projected.z.device.type, enabled=False):
+            return self.norm(self._scan(projected, segments), projected.z)
+
+    def scan_and_read_out(self, projected: Projected, segments: Segments, beta: float) -> Tensor:
+        """`scan` plus beta times, at every token, what the flipped prefix that ends there gives at its last step."""
+        for_kernels, projected = self._for_kernels(projected), self._float32(projected)
+        with torch.autocast(projected.z.device.type, enabled=False):
+            y, r = self._scan(for_kernels, segments), self._read_out(projected, segments)
+            return gated_directions(y, r, projected.z, self.norm.weight, beta, segments, groups=self.norm.groups)
+
+    def _scan(self, projected: Projected, segments: Segments) -> Tensor:
+        """Before the gate. (T, i)."""
+        x, B, C = self._split(self._convolve(projected.xBC, segments))
+        y = ssd(
+            x[None],
+            projected.dt[None],
+            -self.A_log.exp(),
+            B[None],
+            C[None],
+            self.D,
+            cu_seqlens=segments,
+            chunk_size=self.chunk_size,
+            backend=self.backend,
+        )
+        return y.squeeze(0).flatten(1)  # y[0] would copy the gradient
+
+    def _read_out(self, projected: Projected, segments: Segments) -> Tensor:
+        """Before the gate. (T, i)."""
+        return prefix_readout(
+            projected.xBC,
+            projected.dt,
+            -self.A_log.exp(),
+            self.D,
+            self.conv1d.weight[:, 0],
+            self.conv1d.bias,
+            headdim=self.headdim,
+            ngroups=self.ngroups,
+            cu_seqlens=segments,
+        ).flatten(1)
 
     def project_inputs(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """`project` without z: xBC and dt, for `scan_last`."""
@@ -163,23 +187,6 @@ class Mamba2(nn.Module):
                 reverse=reverse,
             )
             return self.norm(y.flatten(1), z)
-
-    def readout(self, projected: Projected, segments: Segments) -> Tensor:
-        """At every token what the flipped prefix that ends there gives at its last step, before out_proj. (T, i)."""
-        z, xBC, dt = self._float32(projected)
-        with torch.autocast(xBC.device.type, enabled=False):
-            y = prefix_readout(
-                xBC,
-                dt,
-                -self.A_log.exp(),
-                self.D,
-                self.conv1d.weight[:, 0],
-                self.conv1d.bias,
-                headdim=self.headdim,
-                ngroups=self.ngroups,
-                cu_seqlens=segments,
-            )
-            return self.norm(y.flatten(1), spread_first(z.index_select(0, segments.first), segments))
 
     def _step(self, dt: Tensor) -> Tensor:
         """dt with its bias and softplus. Under autocast the projection is bfloat16; steps and decays are not."""

@@ -125,9 +125,9 @@ class SSD4RecLayer(nn.Module):
     def _mix(self, x: Tensor, segments: Segments) -> Tensor:
         """Both directions before out_proj, (T, i)."""
         projected = self.mixer.project(x)
-        y = self.mixer.scan(projected, segments)
         if self.bidirectional == "readout":
-            return y + self.beta * self.mixer.readout(projected, segments)
+            return self.mixer.scan_and_read_out(projected, segments, self.beta)
+        y = self.mixer.scan(projected, segments)
         if self.bidirectional == "flip":
             return y + self.beta * self.mixer.scan(projected.flipped(segments), segments)
         return y

@@ -48,7 +48,9 @@ def test_block_equals_its_definition_packed_and_dense(groups):
 def test_readout_is_the_block_on_every_flipped_prefix(groups):
     m, u = block(ngroups=groups), torch.randn(sum(LENGTHS), 16, dtype=torch.float64)
     cu = torch.tensor([0, *LENGTHS]).cumsum(0)
-    got = m.out_proj(m.readout(m.project(u), Segments(cu)))
+    projected, segments = m.project(u), Segments(cu)
+    both = m.scan_and_read_out(projected, segments, 0.5)
+    got = m.out_proj(2 * (both - m.scan(projected, segments)))
     for begin, end in zip(cu, cu[1:]):
         for t in range(begin + 1, end + 1):
             want = definition(m, u[begin:t].flip(0))[-1]
