@@ -23,11 +23,39 @@ from gpu.streams import borders, histories
 from record import SEED, save
 from torch import Tensor
 
+from recbole_ssd.ops.feed_forward import feed_forward
+from recbole_ssd.ops.gated_directions import gated_directions
 from recbole_ssd.ops.packing import Segments
 
 TOKENS, MEDIAN = 4096, 60
 BACKENDS = ("torch", "numba")
 THREADS = (1, 2)
+
+
+class GatedDirections(GatedRMSNorm):
+    def draw(self, tokens: int, draw: Draw) -> dict:
+        return {**super().draw(tokens, draw), "r": draw.normal(tokens, self.i)}
+
+    def call(self, inputs: dict, segments: Segments, backend: str, dtype: torch.dtype) -> Tensor:
+        y, r, z, weight = (inputs[name] for name in ("y", "r", "z", "weight"))
+        return gated_directions(y, r, z, weight, 1.0, segments, backend=backend)
+
+
+class FeedForward(Op):
+    """d to f and back, GELU."""
+
+    def __init__(self, d: int, f: int):
+        self.shapes = {"w1": (f, d), "b1": (f,), "w2": (d, f), "b2": (d,), "weight": (d,), "bias": (d,)}
+        self.d = d
+
+    def draw(self, tokens: int, draw: Draw) -> dict:
+        parameters = {name: draw.uniform(-0.1, 0.1, *shape) for name, shape in self.shapes.items()}
+        return {"x": draw.normal(tokens, self.d), **parameters}
+
+    def call(self, inputs: dict, segments: Segments, backend: str, dtype: torch.dtype) -> Tensor:
+        return feed_forward(**inputs, activation="gelu", eps=1e-12, backend=backend)
+
+
 OPS = {
     "`ssd`, 4 heads of 32, 64 states": SSD(128, 32, 64),
     "`ssd`, 8 heads of 32, 64 states": SSD(256, 32, 64),
@@ -36,6 +64,9 @@ OPS = {
     "`selective_scan`, 256 channels, 32 states": SelectiveScan(256, 32),
     "`causal_conv1d`, 256 channels, 4 taps": CausalConv(256),
     "`gated_rms_norm`, 128 channels": GatedRMSNorm(128),
+    "`gated_directions`, 128 channels": GatedDirections(128),
+    "`feed_forward`, 64 to 256": FeedForward(64, 256),
+    "`feed_forward`, 128 to 512": FeedForward(128, 512),
     "`linear_cross_entropy`, 1,683 items, 64 wide": LinearCrossEntropy(64, 1683),
     "`linear_cross_entropy`, 12,101 items, 128 wide": LinearCrossEntropy(128, 12_101),
 }
