@@ -5,12 +5,12 @@ y = LayerNorm( dropout(W2 dropout(activation(W1 x))) + x )
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from recbole_ssd.ops.feed_forward import ACTIVATIONS, feed_forward
 
 from .dropout import Dropout
+from .hooks import heard
 
 
 class FeedForward(nn.Module):
@@ -46,10 +46,10 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(dropout_prob)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():  # its parts are called: by their hooks RecBole's get_flops counts
-            inner = self.inner_dropout(ACTIVATIONS[self.hidden_act](self.w_1(x)))
-            return self.LayerNorm(self.dropout(self.w_2(inner)) + x)
         w_1, w_2, norm = self.w_1, self.w_2, self.LayerNorm
+        if heard(w_1, w_2, norm, self.inner_dropout, self.dropout):
+            inner = self.inner_dropout(ACTIVATIONS[self.hidden_act](w_1(x)))
+            return norm(self.dropout(w_2(inner)) + x)
         return feed_forward(
             x,
             *(w_1.weight, w_1.bias, w_2.weight, w_2.bias, norm.weight, norm.bias),

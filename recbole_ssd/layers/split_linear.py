@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .hooks import heard
 
 
 def split_linear(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     """`layer(x).split(sizes, dim=-1)`.
 
-    Where gradients are wanted on a CPU, every part is a product of its own: contiguous, so that nobody has to copy a
-    slice of columns, and no gradients are put together for the backward of a split. Else it is one product, and the
-    layer is called: by its hooks RecBole's get_flops counts.
+    On a CPU every part is a product of its own: contiguous, so that nobody has to copy a slice of columns, and no
+    gradients are put together for the backward of a split. Else it is one product.
 
     Args:
         layer: (..., d) -> (..., sum of sizes), without a bias.
@@ -24,6 +24,6 @@ def split_linear(layer: nn.Linear, x: Tensor, sizes: Sequence[int]) -> tuple[Ten
     Returns:
         Tensors (T, size), one for each size.
     """
-    if x.device.type == "cpu" and torch.is_grad_enabled():
+    if x.device.type == "cpu" and not heard(layer):
         return tuple(F.linear(x, part) for part in layer.weight.split(sizes))
     return layer(x).split(sizes, dim=-1)
