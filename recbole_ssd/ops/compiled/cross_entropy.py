@@ -53,7 +53,7 @@ def _run(hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias:
     stripes = max(1, min(STRIPES, len(target) // NARROWEST, MOST_GRADIENTS // weight.numel()))
     borders = np.linspace(0, len(target), stripes + 1).astype(np.int64)
     wanted = any(grad is not None for grad in grads)
-    dhidden = hidden.new_empty(len(hidden) if wanted else 0, hidden.shape[1])
+    dhidden = hidden.new_empty(len(hidden) if wanted else 0, hidden.shape[1]) if grads.hidden is None else grads.hidden
     dweight = weight.new_empty(0 if grads.weight is None else stripes, *weight.shape)
     sums = hidden.new_zeros(2, stripes, dtype=torch.float64)  # of the losses, and of the gradient of the bias
     entries = (target[:0],) * 2 + (target[:0, 0],) if seen is None else seen.entries(COLUMNS)
@@ -61,8 +61,6 @@ def _run(hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias:
     inputs = (t.contiguous() for t in (hidden, weight, target[:, 0], *entries, bias))
     launch(_forward, *inputs, borders, dhidden, dweight, sums)
     loss, dbias = sums.sum(1)
-    if grads.hidden is not None:
-        grads.hidden.copy_(dhidden)
     if grads.weight is not None:
         grads.weight.copy_(over_blocks(dweight, weight.dtype))
     if grads.bias is not None:
