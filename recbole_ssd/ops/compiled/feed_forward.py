@@ -19,12 +19,13 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import matrices
 from .activations import NUMBERS, activate, activate_and_slope
 from .add_norm import add_norm, add_norm_backward
 from .dropout import drop, new_draw
 from .jit import kernel, launch, over_blocks, parallel_kernel
 from .matrices import ROWS, add_multiply, multiply, stripes
-from .vectors import add, times
+from .vectors import add, clear, times
 
 
 def feed_forward_numba(x: Tensor, parameters: tuple, activation: str, inner_p: float, p: float, eps: float) -> Tensor:
@@ -93,22 +94,28 @@ def _backward_stripe(rows, x, parameters, options, n, scale, dy, dx, grads):
     (f, d), count = w1.shape, max(1, min(ROWS, rows[1] - rows[0]))
     u, g = np.empty((count, f), x.dtype), np.empty((count, f), x.dtype)
     slope, dbranch = np.empty((count, f), x.dtype), np.empty((count, d), x.dtype)
+    inner_sum, sums = np.empty(f, x.dtype), np.empty((3, d), x.dtype)  # of a block
     for first in range(rows[0], rows[1], count):
         last = min(first + count, rows[1])
         size, here = last - first, x[first:last]
+        clear(inner_sum)
+        matrices.clear(sums)
         multiply(here, w1.T, u[:size])
         for i in range(size):
             t = first + i
             add(b1, u[i])
             activate_and_slope(activation, u[i], g[i], slope[i])
             drop(g[i], t * f, inner_draw)
-            add_norm_backward(t, n[t], scale[t], gain, draw, dy[t], dbranch[i], dx[t], dgain, dshift)
-            add(dbranch[i], db2)
+            add_norm_backward(t, n[t], scale[t], gain, draw, dy[t], dbranch[i], dx[t], sums[0], sums[1])
+            add(dbranch[i], sums[2])
         add_multiply(dbranch[:size].T, g[:size], dw2)
         multiply(dbranch[:size], w2, u[:size])  # of g, and with its slope of u
         for i in range(size):
             drop(u[i], (first + i) * f, inner_draw)
             times(slope[i], u[i])
-            add(u[i], db1)
+            add(u[i], inner_sum)
         add_multiply(u[:size].T, here, dw1)
         add_multiply(u[:size], w1, dx[first:last])
+        add(inner_sum, db1)
+        for total, grad in zip(sums, (dgain, dshift, db2)):
+            add(total, grad)

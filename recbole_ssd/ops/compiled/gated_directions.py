@@ -44,12 +44,10 @@ class _GatedDirections(torch.autograd.Function):
     def backward(ctx, dout):
         y, r, z, weight, scales = ctx.saved_tensors
         work = Work.of(ctx.segments)
-        dy, dr, dz = (torch.empty_like(y) for _ in range(3))
+        dy, dr, dz = grads = [torch.empty_like(y) for _ in range(3)]
         dweight = weight.new_zeros(work.n_blocks, len(weight), dtype=torch.float64)
-        launch(
-            *(_backward, y, r, z, weight, ctx.beta, scales, dout.contiguous()),
-            *(dy, dr, dz, dweight, work.arrays),
-        )
+        inputs = y, r, z, weight, ctx.beta, scales, dout.contiguous()
+        launch(_backward, *inputs, *grads, dweight, work.arrays)
         return dy, dr, dz, over_blocks(dweight, weight.dtype), None, None, None, None
 
 
@@ -68,10 +66,9 @@ def _forward(y, r, z, weight, beta, eps, out, scales, work):
 def _segment(y, r, z, weight, beta, eps, scratch, out, scales):
     first_gate, gate, backward = scratch
     beta = weight.dtype.type(beta)
+    silu(z[0], first_gate)
     for t in range(len(y)):
         silu(z[t], gate)
-        if t == 0:
-            silu(z[0], first_gate)
         norm(y[t], gate, weight, eps, out[t], scales[t, 0])
         norm(r[t], first_gate, weight, eps, backward, scales[t, 1])
         add_scaled(beta, backward, out[t])
@@ -92,7 +89,7 @@ def _backward(y, r, z, weight, beta, scales, dout, dy, dr, dz, dweight, work):
 def _segment_backward(inputs, grads):
     """Fills dy, dr and dz of one segment, and adds to dweight of its block."""
     weight = inputs[3]
-    rows = np.empty((6, len(weight)), weight.dtype)
+    rows = np.empty((6, len(weight)), weight.dtype)  # of one token
     part, sums = np.zeros((2, len(weight)), weight.dtype), np.zeros((2, len(weight)))  # of few tokens, and of all
     _tokens_backward(inputs, grads, (rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]), part, sums)
 
