@@ -16,7 +16,8 @@ from numba import prange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .jit import launch, loop, parallel_kernel
+from .jit import bare, launch, loop, parallel_kernel
+from .vectors import put
 
 BLOCK = 2**14  # numbers of a block
 VALUES = 2**32  # of a hash
@@ -57,16 +58,14 @@ def _drop(x: Tensor, draw: tuple) -> Tensor:
 @parallel_kernel
 def _drop_blocks(x, draw, out):
     for block in prange((len(x) + BLOCK - 1) // BLOCK):
-        begin, end = block * BLOCK, min(len(x), (block + 1) * BLOCK)
-        _drop_block(x, draw, out, begin, end)
+        first, last = block * BLOCK, min(len(x), (block + 1) * BLOCK)
+        _drop_block(x[first:last], first, draw, out[first:last])
 
 
-@loop
-def _drop_block(x, draw, out, begin, end):
-    before, inside, dropped = draw
-    zero, scale = x.dtype.type(0), x.dtype.type(VALUES / (VALUES - dropped))
-    for i in range(np.uint64(begin), np.uint64(end)):
-        out[i] = scale * x[i] if _hash(np.uint32(i), before, inside) >= dropped else zero
+@bare
+def _drop_block(x, first, draw, out):
+    put(x, out)
+    drop(out, first, draw)
 
 
 @loop
