@@ -25,3 +25,11 @@ def test_parts_are_contiguous_on_a_cpu_and_views_of_one_product_elsewhere():
     assert all(part.is_contiguous() for part in split_linear(layer(), torch.ones(7, 4), SIZES))
     on_meta = split_linear(layer(device="meta"), torch.ones(7, 4, device="meta"), SIZES)
     assert [tuple(part.stride()) for part in on_meta] == [(sum(SIZES), 1)] * 3
+
+
+def test_without_gradients_hooks_see_the_layer():
+    projection, seen = layer(), []
+    projection.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    with torch.no_grad():
+        split_linear(projection, torch.ones(7, 4), SIZES)
+    assert seen == [(7, sum(SIZES))]
