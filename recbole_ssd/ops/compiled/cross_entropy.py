@@ -25,7 +25,7 @@ from torch import Tensor
 from ..cross_entropy_torch import LARGEST, SMALLEST, Gradients, LinearCrossEntropy
 from ..seen import Seen
 from .jit import exp, kernel, launch, loop, over_blocks, parallel_kernel
-from .matrices import add, clear, multiply
+from .matrices import add_multiply, clear, multiply, product, transpose
 
 ROWS, COLUMNS = 128, 512  # of a tile: a quarter of a megabyte in float32
 MOST_LOGITS = 2**22  # of ROWS rows: what a thread holds
@@ -59,7 +59,8 @@ def _run(hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias:
     entries = (target[:0],) * 2 + (target[:0, 0],) if seen is None else seen.entries(COLUMNS)
     bias = hidden.new_zeros(1) if seen is None else seen_bias.to(hidden.dtype).view(1)
     inputs = (t.contiguous() for t in (hidden, weight, target[:, 0], *entries, bias))
-    launch(_forward, *inputs, borders, dhidden, dweight, sums)
+    tiles = weight.new_empty(-(-len(weight) // COLUMNS), weight.shape[1], COLUMNS)
+    launch(_forward, *inputs, borders, tiles, dhidden, dweight, sums)
     loss, dbias = sums.sum(1)
     if grads.weight is not None:
         grads.weight.copy_(over_blocks(dweight, weight.dtype))
@@ -69,36 +70,37 @@ def _run(hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias:
 
 
 @parallel_kernel
-def _forward(hidden, weight, target, low, high, item, bias, borders, dhidden, dweight, sums):
+def _forward(hidden, weight, target, low, high, item, bias, borders, tiles, dhidden, dweight, sums):
+    for tile in range(len(tiles)):
+        transpose(weight[tile * COLUMNS : (tile + 1) * COLUMNS], tiles[tile])
     for s in prange(len(borders) - 1):
         rows = borders[s], borders[s + 1]
-        loss, dbias = _stripe(s, rows, hidden, weight, target, low, high, item, bias[0], dhidden, dweight)
+        entries = low, high, item, bias[0]
+        loss, dbias = _stripe(s, rows, hidden, (weight, tiles), target, entries, dhidden, dweight)
         sums[0, s], sums[1, s] = loss, dbias
 
 
 @kernel
-def _stripe(s, rows, hidden, weight, target, low, high, item, bias, dhidden, dweight):
+def _stripe(s, rows, hidden, weights, target, entries, dhidden, dweight):
     """The losses of a stripe and the gradient of the bias; its rows of dhidden and its dweight are written."""
-    items, d = weight.shape
-    blocks = (rows[1] - rows[0] + ROWS - 1) // ROWS
+    weight, blocks = weights[0], (rows[1] - rows[0] + ROWS - 1) // ROWS
     count = (rows[1] - rows[0] + blocks - 1) // blocks  # rows of a block: all alike
-    buffer, shift = np.empty(count * items, hidden.dtype), np.empty(count, hidden.dtype)
+    buffer, shift = np.empty(count * len(weight), hidden.dtype), np.empty(count, hidden.dtype)
     total, found = np.empty(count), np.empty(count)
-    product = np.empty((max(count, COLUMNS), d), hidden.dtype)
-    loss, dbias = 0.0, 0.0
+    (low, high, item, bias), loss, dbias = entries, 0.0, 0.0
     for begin in range(rows[0], rows[1], count):
         end = min(begin + count, rows[1])
         here, goal, seen = hidden[begin:end], target[begin:end], (low, high, item, bias, begin)
         for i in range(count):
             shift[i] = 0
-        _exponentials(here, weight, goal, seen, shift, buffer, total, found)
+        _exponentials(here, weights, goal, seen, shift, buffer, total, found)
         if not _fit(total[: end - begin]):
-            _largest(here, weight, seen, shift, buffer)
-            _exponentials(here, weight, goal, seen, shift, buffer, total, found)
+            _largest(here, weights, seen, shift, buffer)
+            _exponentials(here, weights, goal, seen, shift, buffer, total, found)
         for i in range(end - begin):
             loss += math.log(total[i]) - found[i]
         if len(dhidden):
-            out = dhidden[begin:end], dweight[s] if len(dweight) else product[:0], product
+            out = dhidden[begin:end], dweight[s] if len(dweight) else weight[:0]
             dbias += _gradients(here, weight, goal, seen, buffer, total, out, begin == rows[0])
     return loss, dbias
 
@@ -118,9 +120,9 @@ def _tile(buffer, left, right, count):
 
 
 @kernel
-def _logits(hidden, weight, seen, left, right, tile):
+def _logits(hidden, tiles, seen, left, tile):
     """h W^T, and the bias where a row has seen an item."""
-    multiply(hidden, weight[left:right].T, tile)
+    multiply(hidden, tiles[left // COLUMNS], tile)
     low, high, item, bias, begin = seen
     if len(item):
         for i in range(len(hidden)):
@@ -129,14 +131,15 @@ def _logits(hidden, weight, seen, left, right, tile):
 
 
 @kernel
-def _exponentials(hidden, weight, target, seen, shift, buffer, total, found):
+def _exponentials(hidden, weights, target, seen, shift, buffer, total, found):
     """Leaves exp(logits - shift) in the buffer; their sums, and the targets' logits less the shift."""
+    weight, tiles = weights
     for i in range(len(hidden)):
         total[i] = 0
     for left in range(0, len(weight), COLUMNS):
         right = min(left + COLUMNS, len(weight))
         tile = _tile(buffer, left, right, len(hidden))
-        _logits(hidden, weight, seen, left, right, tile)
+        _logits(hidden, tiles, seen, left, tile)
         for i in range(len(hidden)):
             if left <= target[i] < right:
                 found[i] = tile[i, target[i] - left] - shift[i]
@@ -154,14 +157,15 @@ def _exp(row, shift):
 
 
 @kernel
-def _largest(hidden, weight, seen, shift, buffer):
+def _largest(hidden, weights, seen, shift, buffer):
     """shift = the largest logit of each row."""
+    weight, tiles = weights
     for i in range(len(hidden)):
         shift[i] = -np.inf
     for left in range(0, len(weight), COLUMNS):
         right = min(left + COLUMNS, len(weight))
         tile = _tile(buffer, left, right, len(hidden))
-        _logits(hidden, weight, seen, left, right, tile)
+        _logits(hidden, tiles, seen, left, tile)
         for i in range(len(hidden)):
             for k in range(tile.shape[1]):
                 shift[i] = max(shift[i], tile[i, k])
@@ -170,7 +174,7 @@ def _largest(hidden, weight, seen, shift, buffer):
 @kernel
 def _gradients(hidden, weight, target, seen, buffer, total, out, first):
     """dhidden, dweight (`first`: nothing is in it yet) and the gradient of the bias, from the exponentials."""
-    (low, high, item, _, begin), (dhidden, dweight, product) = seen, out
+    (low, high, item, _, begin), (dhidden, dweight) = seen, out
     clear(dhidden)
     scaled, dbias = np.empty_like(hidden), 0.0
     for i in range(len(hidden)):
@@ -186,13 +190,9 @@ def _gradients(hidden, weight, target, seen, buffer, total, out, first):
             for i in range(len(hidden)):
                 for e in range(low[left // COLUMNS, begin + i], high[left // COLUMNS, begin + i]):
                     dbias += tile[i, item[e]] / total[i]
-        multiply(tile, weight[left:right], product[: len(hidden)])
-        add(product[: len(hidden)], dhidden)
-        if first and len(dweight):
-            multiply(tile.T, scaled, dweight[left:right])
-        elif len(dweight):
-            multiply(tile.T, scaled, product[: right - left])
-            add(product[: right - left], dweight[left:right])
+        add_multiply(tile, weight[left:right], dhidden)
+        if len(dweight):
+            product(tile.T, scaled, dweight[left:right], not first)
     for i in range(len(hidden)):
         for k in range(hidden.shape[1]):
             dhidden[i, k] /= total[i]

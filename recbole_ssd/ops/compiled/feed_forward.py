@@ -39,7 +39,8 @@ class _FeedForward(torch.autograd.Function):
         *parameters, options, eps = parameters_and_options
         x, *parameters = (t.contiguous() for t in (x, *parameters))
         n, scale, y = torch.empty_like(x), x.new_empty(len(x)), torch.empty_like(x)
-        launch(_forward, x, *parameters, *options, eps, n, scale, y)
+        w1, b1, w2, *others = parameters
+        launch(_forward, x, w1.t().contiguous(), b1, w2.t().contiguous(), *others, *options, eps, n, scale, y)
         ctx.save_for_backward(x, n, scale, *parameters)
         ctx.options = options
         return y
@@ -50,38 +51,40 @@ class _FeedForward(torch.autograd.Function):
         x, n, scale, *parameters = ctx.saved_tensors
         w1, b1, w2, _, gain, _ = parameters
         dx, grads = torch.empty_like(x), [p.new_zeros(stripes(len(x)), *p.shape) for p in parameters]
-        launch(_backward, x, w1, b1, w2, gain, *ctx.options, n, scale, dy.contiguous(), dx, *grads)
+        launch(_backward, x, w1, w1.t().contiguous(), b1, w2, gain, *ctx.options, n, scale, dy.contiguous(), dx, *grads)
         return dx, *(over_blocks(grad, dy.dtype) for grad in grads), None, None
 
 
 @parallel_kernel
-def _forward(x, w1, b1, w2, b2, gain, shift, activation, inner_draw, draw, eps, n, scale, y):
+def _forward(x, w1t, b1, w2t, b2, gain, shift, activation, inner_draw, draw, eps, n, scale, y):
     for block in prange((len(x) + ROWS - 1) // ROWS):
-        parameters, options = (w1, b1, w2, b2, gain, shift), (activation, inner_draw, draw, eps)
+        parameters, options = (w1t, b1, w2t, b2, gain, shift), (activation, inner_draw, draw, eps)
         _forward_block(block * ROWS, x, parameters, options, n, scale, y)
 
 
 @kernel
 def _forward_block(first, x, parameters, options, n, scale, y):
-    (w1, b1, w2, b2, gain, shift), (activation, inner_draw, draw, eps) = parameters, options
+    (w1t, b1, w2t, b2, gain, shift), (activation, inner_draw, draw, eps) = parameters, options
     last = min(first + ROWS, len(x))
     u, g = np.empty((last - first, len(b1)), x.dtype), np.empty((last - first, len(b1)), x.dtype)
-    multiply(x[first:last], w1.T, u)
+    multiply(x[first:last], w1t, u)
     for t in range(len(u)):
         add(b1, u[t])
         activate(activation, u[t], g[t])
         drop(g[t], (first + t) * len(b1), inner_draw)
-    multiply(g, w2.T, n[first:last])
+    multiply(g, w2t, n[first:last])
     for t in range(first, last):
         add(b2, n[t])
         scale[t] = add_norm(t, x[t], gain, shift, draw, eps, n[t], y[t])
 
 
 @parallel_kernel
-def _backward(x, w1, b1, w2, gain, activation, inner_draw, draw, n, scale, dy, dx, dw1, db1, dw2, db2, dgain, dshift):
+def _backward(
+    x, w1, w1t, b1, w2, gain, activation, inner_draw, draw, n, scale, dy, dx, dw1, db1, dw2, db2, dgain, dshift
+):
     for s in prange(len(dw1)):
         rows = s * len(x) // len(dw1), (s + 1) * len(x) // len(dw1)
-        parameters, options = (w1, b1, w2, gain), (activation, inner_draw, draw)
+        parameters, options = (w1, w1t, b1, w2, gain), (activation, inner_draw, draw)
         grads = dw1[s], db1[s], dw2[s], db2[s], dgain[s], dshift[s]
         _backward_stripe(rows, x, parameters, options, n, scale, dy, dx, grads)
 
@@ -89,7 +92,7 @@ def _backward(x, w1, b1, w2, gain, activation, inner_draw, draw, n, scale, dy, d
 @kernel
 def _backward_stripe(rows, x, parameters, options, n, scale, dy, dx, grads):
     """Fills some rows of dx, and adds to the parameters' gradients."""
-    (w1, b1, w2, gain), (activation, inner_draw, draw) = parameters, options
+    (w1, w1t, b1, w2, gain), (activation, inner_draw, draw) = parameters, options
     dw1, db1, dw2, db2, dgain, dshift = grads
     (f, d), count = w1.shape, max(1, min(ROWS, rows[1] - rows[0]))
     u, g = np.empty((count, f), x.dtype), np.empty((count, f), x.dtype)
@@ -100,7 +103,7 @@ def _backward_stripe(rows, x, parameters, options, n, scale, dy, dx, grads):
         size, here = last - first, x[first:last]
         clear(inner_sum)
         matrices.clear(sums)
-        multiply(here, w1.T, u[:size])
+        multiply(here, w1t, u[:size])
         for i in range(size):
             t = first + i
             add(b1, u[i])

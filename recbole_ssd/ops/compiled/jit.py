@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from numba import njit, types
 from numba.extending import overload
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from ..backends import log_once
@@ -133,22 +132,13 @@ def launch(kernel, *arguments) -> None:
         numba.set_num_threads(_threads())
         if torch.get_num_threads() != threads:  # numba's OpenMP layer, when it starts, sets the number for both
             torch.set_num_threads(threads)
-        with _blas().limit(limits=1):  # not before: a BLAS with OpenMP shares torch's number of threads
-            kernel(*arrays)
+        kernel(*arrays)
 
 
 def _is_kept(kernel) -> bool:
     """Whether numba has compiled the kernel in an earlier process, for whatever types."""
     folder, name = kernel.stats.cache_path, kernel.py_func.__module__.rpartition(".")[2]
     return folder is not None and any(Path(folder).glob(f"{name}.{kernel.py_func.__name__}-*.nbi"))
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    """Of the BLAS libraries that are loaded, SciPy's among them: its threads would meet in a kernel's own."""
-    import scipy.linalg.cython_blas  # noqa: F401
-
-    return ThreadpoolController().select(user_api="blas")
 
 
 @cache

@@ -6,8 +6,8 @@ import numpy as np
 from numba import prange
 
 from .jit import kernel, loop, parallel_kernel
-from .matrices import add, clear, multiply
-from .ssd_chunk import CHUNK, advance, decay, enter, load, rows_of, scale, state_row, triangle
+from .matrices import add, add_multiply, clear, multiply, transpose
+from .ssd_chunk import CHUNK, decay, enter, fade, load, rows_of, scale, state_row, triangle
 
 
 @parallel_kernel
@@ -32,58 +32,60 @@ def _gradients(span, inputs, B, C, outputs, dB, dC):
     squares = np.empty((q, q), dtype), np.empty((q, q), dtype), np.empty((q, q), dtype)
     rows = np.empty((q, p), dtype), np.empty((q, p), dtype), np.empty((q, p), dtype), np.empty((q, p), dtype)
     part, dstate = np.empty((q, n), dtype), np.zeros((heads, n, p), dtype)
-    others = np.empty((3, q), dtype), np.empty(q, dtype), np.empty(q + 1), part, np.empty((n, p), dtype)
+    others = np.empty((3, q), dtype), np.empty(q, dtype), np.empty(q + 1), part
+    turned = np.empty((n, q), dtype), np.empty((p, q), dtype), np.empty((p, n), dtype)
     for behind in range((end - begin + CHUNK - 1) // CHUNK):
         first = begin + ((end - begin - 1) // CHUNK - behind) * CHUNK
         place = begin, first, min(first + CHUNK, end), end
         load(B, first, place[2], group, Bs)
         load(C, first, place[2], group, Cs)
-        multiply(Cs, Bs.T, product)
+        transpose(Bs, turned[0])
+        multiply(Cs, turned[0], product)
         clear(dBs)
         clear(dCs)
         clear(dproduct)
         for local in range(heads):
             shared = Bs, Cs, product, dBs, dCs, dproduct, dstate[local]
-            _head(place, group * heads + local, inputs, shared, outputs, squares, rows, others)
-        multiply(dproduct, Bs, part)
-        add(part, dCs)
-        multiply(dproduct.T, Cs, part)
-        add(part, dBs)
+            _head(place, group * heads + local, inputs, shared, outputs, squares, rows, turned[1:], others)
+        add_multiply(dproduct, Bs, dCs)
+        add_multiply(dproduct.T, Cs, dBs)
         _store(dBs, first, place[2], group, dB)
         _store(dCs, first, place[2], group, dC)
 
 
 @kernel
-def _head(place, head, inputs, shared, outputs, squares, rows, others):
+def _head(place, head, inputs, shared, outputs, squares, rows, turned, others):
     """A head's share of a chunk: dx, ddt, dA and dD, and what is added to dB, dC and the gradient Z of the state."""
     begin, first, last, end = place
     x, dt, A, D, states, dy = inputs
     Bs, Cs, product, dBs, dCs, dproduct, Z = shared
     dx, ddt, dA, dD = outputs
-    (L, M, dM), (u, du, v, dout), (decays, inside, flow, part, added) = squares, rows, others
+    (L, M, dM), (u, du, v, dout), (uT, ZT), (decays, inside, flow, part) = squares, rows, turned, others
     decay(dt, A, first, last, head, decays)
     triangle(product, decays, L, M)
     enter(x, dt, first, last, head, u)
     load(dy, first, last, head, dout)
     multiply(M.T, dout, du)
-    multiply(dout, u.T, dM)
+    transpose(u, uT)
+    multiply(dout, uT, dM)
     _within(L, M, dM, dproduct, inside)
     for i in range(len(flow)):
         flow[i] = 0
     if last < end:
         multiply(Bs, Z, v)
         _leaving(decays, u, v, du, flow)
-        multiply(u, Z.T, part)
-        add(part, dBs)
+        transpose(Z, ZT)
+        add_multiply(u, ZT, dBs)
     if first > begin:
-        S, over = states[state_row(begin, first), head], decays[1, len(u) - 1]  # in the last chunk Z is 0
-        flow[len(u)] += over * _inner(S, Z)
+        ST, over = states[state_row(begin, first), head], decays[1, len(u) - 1]
+        if last < end:
+            flow[len(u)] += over * _inner(ST, ZT)
+            fade(over, Z)
         scale(decays[1], dout)
-        multiply(dout, S.T, part)
+        multiply(dout, ST, part)
         _entering(Cs, part, flow)
         add(part, dCs)
-        multiply(Cs.T, dout, added)
-        advance(over, added, Z)
+        add_multiply(Cs.T, dout, Z)
     dA[head] += _finish(first, last, head, A, dt, x, du, inside, flow, ddt)
     _skip(first, last, head, dt, D, dy, du, dx)
     _skipped(first, last, head, x, dy, dD)

@@ -56,11 +56,11 @@ def scale(scale, rows):
 
 
 @loop
-def advance(decay, added, state):
-    """state = decay * state + added."""
+def fade(decay, state):
+    """state *= decay, a number."""
     for k in range(len(state)):
         for j in range(state.shape[1]):
-            state[k, j] = decay * state[k, j] + added[k, j]
+            state[k, j] *= decay
 
 
 @loop

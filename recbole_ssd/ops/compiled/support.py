@@ -10,8 +10,6 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-# SciPy for its BLAS, which threadpoolctl keeps to one thread
-NEEDED = ("numba", "scipy.linalg.cython_blas", "threadpoolctl")
 DTYPES = (torch.float32, torch.float64)
 
 started = False  # whether a kernel ran, and its threads are there
@@ -40,13 +38,11 @@ def refusal(x: Tensor) -> str | None:
 
 @cache
 def _missing() -> str | None:
-    """Why what the kernels need cannot be had, or None. Imported on the first call: it takes a second."""
-    for name in NEEDED:
-        package = name.partition(".")[0]
-        if find_spec(package) is None:
-            return f"the package '{package}' is not installed (pip install {package})"
-        try:
-            import_module(name)
-        except ImportError as error:  # numba and SciPy refuse a NumPy that is newer than they know
-            return f"importing {package} fails: {error}"
+    """Why numba cannot be had, or None. Imported on the first call: it takes a second."""
+    if find_spec("numba") is None:
+        return "the package 'numba' is not installed (pip install numba)"
+    try:
+        import_module("numba")
+    except ImportError as error:  # it refuses a NumPy that is newer than it knows
+        return f"importing numba fails: {error}"
     return None
