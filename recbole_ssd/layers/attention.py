@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from recbole_ssd.ops.attention import attention
 from recbole_ssd.ops.packing import Segments
 
+from .linear import project
+
 
 class SelfAttention(nn.Module):
     """(T, d) -> (T, d).
@@ -37,7 +39,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, segments: Segments) -> Tensor:
         """Under autocast the projections are half precision, scores and softmax float32."""
-        q, k, v = (project(x).unflatten(-1, (self.n_heads, -1))[None] for project in (self.query, self.key, self.value))
+        projected = project(x, self.query, self.key, self.value)
+        q, k, v = (part.unflatten(-1, (self.n_heads, -1))[None] for part in projected)
         dropout_p = self.attn_dropout_prob if self.training else 0.0
         y = attention(q, k, v, cu_seqlens=segments, dropout_p=dropout_p)  # (1, T, h, p)
-        return self.dense(y.squeeze(0).flatten(1))
+        return project(y.squeeze(0).flatten(1), self.dense)[0]

@@ -22,7 +22,7 @@ from recbole_ssd.ops.packing import Segments
 from recbole_ssd.ops.selective_scan import selective_scan
 
 from .initialization import inverse_softplus_of_dt
-from .split_linear import split_linear
+from .linear import project, split_linear
 
 DT_INITS = ("paper", "authors")
 
@@ -76,14 +76,14 @@ class Mamba(nn.Module):
         x, z = x.to(self.D.dtype), z.to(self.D.dtype)  # under autocast in_proj is bfloat16; decays and states are not
         weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
         x = causal_conv1d(x[None], weight, bias, cu_seqlens=segments, backend=self.conv_backend)
-        return self.out_proj(self._scan(x, segments) * F.silu(z)).view(u.shape)
+        (out,) = project(self._scan(x, segments) * F.silu(z), self.out_proj)
+        return out.view(u.shape)
 
     def _scan(self, x: Tensor, segments: Segments) -> Tensor:
         """(1, T, i) -> (T, i)."""
-        rank = self.dt_proj.in_features
-        selected = self.x_proj(x).to(self.D.dtype)
+        sizes = self.dt_proj.in_features, self.d_state, self.d_state
+        dt, B, C = (part.to(self.D.dtype) for part in split_linear(self.x_proj, x, sizes))
         with torch.autocast(x.device.type, enabled=False):
-            dt, B, C = selected.split([rank, self.d_state, self.d_state], dim=-1)
-            dt = F.softplus(self.dt_proj(dt))
+            dt = F.softplus(*project(dt, self.dt_proj))
             y = selective_scan(x, dt, -self.A_log.exp(), B, C, self.D, cu_seqlens=segments, backend=self.backend)
             return y.squeeze(0)

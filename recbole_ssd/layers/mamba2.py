@@ -21,13 +21,14 @@ from recbole_ssd.ops.causal_conv1d import causal_conv1d
 from recbole_ssd.ops.gated_directions import gated_directions
 from recbole_ssd.ops.gated_rms_norm import gated_rms_norm
 from recbole_ssd.ops.kernels.support import refusal
+from recbole_ssd.ops.linear import linear
 from recbole_ssd.ops.packing import Segments, flipped
 from recbole_ssd.ops.readout import prefix_readout
 from recbole_ssd.ops.ssd import WIDEST, ssd
 from recbole_ssd.ops.ssd_last import ssd_last
 
 from .initialization import inverse_softplus_of_dt
-from .split_linear import split_linear
+from .linear import project, split_linear
 
 
 class Projected(NamedTuple):
@@ -104,7 +105,8 @@ class Mamba2(nn.Module):
     def forward(self, u: Tensor, cu_seqlens: Tensor | Segments | None = None) -> Tensor:
         """(b, l, d) -> (b, l, d); with `cu_seqlens` a stream (T, d) or (1, T, d), every segment for itself."""
         segments = Segments.of_rows(u, cu_seqlens)
-        return self.out_proj(self.scan(self.project(u.flatten(0, -2)), segments)).view(u.shape)
+        (out,) = project(self.scan(self.project(u.flatten(0, -2)), segments), self.out_proj)
+        return out.view(u.shape)
 
     def project(self, u: Tensor) -> Projected:
         """(T, d) -> the three parts of in_proj, which both directions of SSD4Rec share."""
@@ -158,7 +160,7 @@ class Mamba2(nn.Module):
     def project_inputs(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """`project` without z: xBC and dt, for `scan_last`."""
         sizes = self.conv1d.in_channels, self.A_log.shape[0]
-        xBC, dt = F.linear(u, self.in_proj.weight[self.d_inner :]).split(sizes, dim=-1)
+        xBC, dt = linear(u, self.in_proj.weight[self.d_inner :].split(sizes))
         return xBC, self._step(dt)
 
     def scan_last(self, u: Tensor, inputs: tuple, segments: Segments, reverse: bool = False) -> Tensor:
@@ -171,7 +173,7 @@ class Mamba2(nn.Module):
             reverse: the segments are flipped: the last token is the first.
         """
         last = segments.first if reverse else segments.last
-        z = F.linear(u.index_select(0, last), self.in_proj.weight[: self.d_inner])
+        (z,) = linear(u.index_select(0, last), [self.in_proj.weight[: self.d_inner]])
         z, xBC, dt = self._float32(Projected(z, *inputs))
         with torch.autocast(xBC.device.type, enabled=False):
             xBC = self._convolve(xBC, segments, reverse)

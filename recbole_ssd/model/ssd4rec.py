@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from recbole_ssd.layers.add_norm import add_and_norm
 from recbole_ssd.layers.dropout import Dropout
 from recbole_ssd.layers.feed_forward import FeedForward
+from recbole_ssd.layers.linear import project
 from recbole_ssd.layers.mamba2 import Mamba2
 from recbole_ssd.ops.packing import Segments
 
@@ -117,7 +118,7 @@ class SSD4RecLayer(nn.Module):
         """(T, d) -> (T, d), or with `last` (S, d): the last token of each segment only, for less work."""
         y = self._mix_last(x, segments) if last else self._mix(x, segments)
         x = x.index_select(0, segments.last) if last else x
-        y = self.mixer.out_proj(y)
+        (y,) = project(y, self.mixer.out_proj)
         if self.dropout_place == "residual":
             return self.feed_forward(add_and_norm(y, x, self.LayerNorm, self.dropout))
         return self.dropout(self.feed_forward(self.dropout(add_and_norm(y, x, self.LayerNorm))))

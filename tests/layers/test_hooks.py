@@ -5,7 +5,7 @@ from torch import nn
 from recbole_ssd.layers.add_norm import add_and_norm
 from recbole_ssd.layers.dropout import Dropout
 from recbole_ssd.layers.feed_forward import FeedForward
-from recbole_ssd.layers.split_linear import split_linear
+from recbole_ssd.layers.linear import split_linear
 
 
 def feed_forward():

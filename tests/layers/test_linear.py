@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recbole_ssd.layers.split_linear import split_linear
+from recbole_ssd.layers.linear import split_linear
 
 SIZES = 5, 3, 1
 
