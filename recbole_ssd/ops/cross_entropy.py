@@ -52,12 +52,12 @@ def linear_cross_entropy(
             of logits are more than that, every logit is computed twice, which costs a third more.
         label_smoothing: s, in [0, 1).
         precision: `float32`, or `bfloat16` to round the operands of the matrix products, which are still summed in
-            float32. Changes nothing on a CPU without bfloat16 products.
+            float32. Changes nothing on a CPU without AVX512_BF16 or AMX.
         seen: which items the N rows have seen; None: no logit gets a bias.
         seen_bias: (), added to the logits of those.
         backend: `torch` (any device), `triton` (CUDA, d up to 64, in bfloat16 up to 256, no `seen`), `numba` (our
-            kernels for CPUs, float32 products, up to 32,768 items; holds 16 MB a thread and 64 MB in all) or `auto`:
-            on a GPU `triton`, on a CPU `numba`, where they run, else `torch`.
+            kernels for CPUs, up to 32,768 items, no bfloat16 where there is AMX, which torch uses; holds 16 MB a
+            thread and 64 MB in all) or `auto`: on a GPU `triton`, on a CPU `numba`, where they run, else `torch`.
 
     Returns:
         A scalar in the dtype of `hidden`, differentiable in `hidden`, `weight` and `seen_bias`.
@@ -98,7 +98,7 @@ def _mean(hidden, weight, target, budget_mb, precision, seen, seen_bias, backend
     if backend == "numba":
         from .compiled.cross_entropy import linear_cross_entropy_numba
 
-        return linear_cross_entropy_numba(hidden, weight, target, seen, seen_bias)
+        return linear_cross_entropy_numba(hidden, weight, target, precision, seen, seen_bias)
     if budget_mb is None:
         budget_mb = CUDA_BUDGET_MB if hidden.is_cuda else CPU_BUDGET_MB
     return linear_cross_entropy_torch(hidden, weight, target, budget_mb, precision, seen, seen_bias)
@@ -142,13 +142,11 @@ def _check_seen(hidden, weight, seen, seen_bias, precision) -> None:
 def _numba_refusal(hidden: Tensor, weight: Tensor, budget_mb: float | None, precision: str) -> str | None:
     if budget_mb is not None:
         return f"it has blocks of its own, and budget_mb is {budget_mb}"
-    if precision != "float32":
-        return f"it has float32 products, and precision is '{precision}'"
     if reason := on_cpu.refusal(hidden):
         return reason
     from .compiled.cross_entropy import refusal
 
-    return refusal(weight)
+    return refusal(weight, precision)
 
 
 def _triton_refusal(hidden: Tensor, precision: str, seen: Seen | None) -> str | None:

@@ -82,7 +82,6 @@ def test_little_memory_for_gradients_means_few_stripes(monkeypatch):
     "change, message",
     [
         ({"budget_mb": 1.0}, "blocks of its own, and budget_mb is 1.0"),
-        ({"precision": "bfloat16"}, "float32 products"),
         (
             {"hidden": torch.zeros(2, 1), "weight": torch.zeros(40_000, 1)},
             "room for 32,768 items .* these are 40,000 items of 1",
@@ -180,6 +179,24 @@ def test_bfloat16_products_stay_close(items, budget_mb):
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         exact = run(ours(target, budget_mb), inputs, ONE, torch.float32)
         assert not torch.equal(grads[0], exact[1]), "the switch reaches nothing"
+
+
+@with_numba
+@pytest.mark.parametrize("targets, items, size", [(500, 301, 64), (131, 1300, 33), (1, 2, 1)])
+def test_numbas_bfloat16_products_stay_close(targets, items, size):
+    from recbole_ssd.ops.compiled.registers import HAS_AMX, HAS_BFLOAT16
+
+    inputs, target = inputs_of(targets, items, size, scale=0.4)
+    bfloat16 = ours(target, precision="bfloat16", **NUMBA)
+    if HAS_AMX:
+        with pytest.raises(RuntimeError, match="AMX .* which torch uses"):
+            run(bfloat16, inputs, ONE, torch.float32)
+        return
+    loss, *grads = run(bfloat16, inputs, ONE, torch.float32)
+    truth, *slopes = run(plain(target), [t.bfloat16().double() if HAS_BFLOAT16 else t for t in inputs], ONE)
+    assert error(loss, truth) < 1e-6
+    for got, want in zip(grads, slopes):  # p is rounded, too
+        assert error(got, want) < (2**-7 if HAS_BFLOAT16 else 1e-5)
 
 
 def test_half_precision_is_summed_in_float32():

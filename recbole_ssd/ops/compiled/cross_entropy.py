@@ -5,7 +5,8 @@
 
 A thread takes some rows, at most ROWS, and makes their logits tile by tile; a tile becomes its exponentials and their
 sums before the next is made. When all totals are known it goes over the tiles again for both gradients. Nothing is
-subtracted before exp unless a total comes near float32's ends, as in `cross_entropy_torch`.
+subtracted before exp unless a total comes near float32's ends, as in `cross_entropy_torch`. For products of bfloat16
+their operands are paired (`bfloat16.py`); exponentials and sums stay float32.
 
 The rows are cut into stripes, as many as memory allows gradients of W for, whatever the number of threads; those are
 summed in the end, so that threads change no bit. At most 16 MB of logits a thread and 64 MB of gradients are held.
@@ -16,6 +17,7 @@ Shape letters:    N targets    d model size    V items    s stripes    E entries
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,8 +26,10 @@ from torch import Tensor
 
 from ..cross_entropy_torch import LARGEST, SMALLEST, Gradients, LinearCrossEntropy
 from ..seen import Seen
+from .bfloat16 import columns_in_pairs, left_side, right_side, rows_in_pairs, some_rows
 from .jit import exp, kernel, launch, loop, over_blocks, parallel_kernel
 from .matrices import add_multiply, clear, multiply, product, transpose
+from .registers import HAS_AMX, HAS_BFLOAT16
 
 ROWS, COLUMNS = 128, 512  # of a tile: a quarter of a megabyte in float32
 MOST_LOGITS = 2**22  # of ROWS rows: what a thread holds
@@ -33,8 +37,10 @@ MOST_GRADIENTS = 2**24  # numbers in all stripes' gradients of W
 STRIPES, LEAST, NARROWEST = 16, 4, 32  # stripes at most, and room for so many, or threads have no work; rows of one
 
 
-def refusal(weight: Tensor) -> str | None:
-    """Why this catalogue is too large, None if it is not."""
+def refusal(weight: Tensor, precision: str) -> str | None:
+    """Why torch is better at the precision, or this catalogue is too large; None if neither."""
+    if precision == "bfloat16" and HAS_AMX:
+        return "this CPU has AMX for products of bfloat16, which torch uses"
     if len(weight) * ROWS > MOST_LOGITS or weight.numel() * LEAST > MOST_GRADIENTS:
         room = f"{MOST_LOGITS // ROWS:,} items and {MOST_GRADIENTS // LEAST:,} weights"
         return f"its blocks have room for {room}, and these are {len(weight):,} items of {weight.shape[1]:,}"
@@ -42,13 +48,13 @@ def refusal(weight: Tensor) -> str | None:
 
 
 def linear_cross_entropy_numba(
-    hidden: Tensor, weight: Tensor, target: Tensor, seen: Seen | None, seen_bias: Tensor | None
+    hidden: Tensor, weight: Tensor, target: Tensor, precision: str, seen: Seen | None, seen_bias: Tensor | None
 ) -> Tensor:
-    """See `ops.cross_entropy.linear_cross_entropy`; float32 or float64."""
-    return LinearCrossEntropy.apply(hidden, weight, target, _run, seen, seen_bias)
+    """See `ops.cross_entropy.linear_cross_entropy`; float32, or float64 with the precision `float32`."""
+    return LinearCrossEntropy.apply(hidden, weight, target, partial(_run, precision), seen, seen_bias)
 
 
-def _run(hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias: Tensor | None) -> Tensor:
+def _run(precision, hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias: Tensor | None) -> Tensor:
     """The sum of the losses; its gradients are put into `grads`."""
     stripes = max(1, min(STRIPES, len(target) // NARROWEST, MOST_GRADIENTS // weight.numel()))
     borders = np.linspace(0, len(target), stripes + 1).astype(np.int64)
@@ -58,8 +64,11 @@ def _run(hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias:
     sums = hidden.new_zeros(2, stripes, dtype=torch.float64)  # of the losses, and of the gradient of the bias
     entries = (target[:0],) * 2 + (target[:0, 0],) if seen is None else seen.entries(COLUMNS)
     bias = hidden.new_zeros(1) if seen is None else seen_bias.to(hidden.dtype).view(1)
-    inputs = (t.contiguous() for t in (hidden, weight, target[:, 0], *entries, bias))
-    tiles = weight.new_empty(-(-len(weight) // COLUMNS), weight.shape[1], COLUMNS)
+    sides = hidden, weight, weight  # of products: h of the logits, and W of the logits and of dh
+    if precision == "bfloat16" and HAS_BFLOAT16:
+        sides = rows_in_pairs(hidden), rows_in_pairs(weight), columns_in_pairs(weight)
+    tiles = sides[1].new_empty(-(-len(weight) // COLUMNS), sides[1].shape[1], COLUMNS)
+    inputs = (t.contiguous() for t in (hidden, *sides, target[:, 0], *entries, bias))
     launch(_forward, *inputs, borders, tiles, dhidden, dweight, sums)
     loss, dbias = sums.sum(1)
     if grads.weight is not None:
@@ -70,38 +79,36 @@ def _run(hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias:
 
 
 @parallel_kernel
-def _forward(hidden, weight, target, low, high, item, bias, borders, tiles, dhidden, dweight, sums):
+def _forward(hidden, h, rows, w, target, low, high, item, bias, borders, tiles, dhidden, dweight, sums):
     for tile in range(len(tiles)):
-        transpose(weight[tile * COLUMNS : (tile + 1) * COLUMNS], tiles[tile])
+        transpose(rows[tile * COLUMNS : (tile + 1) * COLUMNS], tiles[tile])
     for s in prange(len(borders) - 1):
-        rows = borders[s], borders[s + 1]
-        entries = low, high, item, bias[0]
-        loss, dbias = _stripe(s, rows, hidden, (weight, tiles), target, entries, dhidden, dweight)
-        sums[0, s], sums[1, s] = loss, dbias
+        span, weights, entries = (borders[s], borders[s + 1]), (w, tiles, len(rows)), (low, high, item, bias[0])
+        sums[0, s], sums[1, s] = _stripe(s, span, hidden, h, weights, target, entries, dhidden, dweight)
 
 
 @kernel
-def _stripe(s, rows, hidden, weights, target, entries, dhidden, dweight):
+def _stripe(s, span, hidden, h, weights, target, entries, dhidden, dweight):
     """The losses of a stripe and the gradient of the bias; its rows of dhidden and its dweight are written."""
-    weight, blocks = weights[0], (rows[1] - rows[0] + ROWS - 1) // ROWS
-    count = (rows[1] - rows[0] + blocks - 1) // blocks  # rows of a block: all alike
-    buffer, shift = np.empty(count * len(weight), hidden.dtype), np.empty(count, hidden.dtype)
+    blocks = (span[1] - span[0] + ROWS - 1) // ROWS
+    count = (span[1] - span[0] + blocks - 1) // blocks  # rows of a block: all alike
+    buffer, shift = np.empty(count * weights[2], hidden.dtype), np.empty(count, hidden.dtype)
     total, found = np.empty(count), np.empty(count)
     (low, high, item, bias), loss, dbias = entries, 0.0, 0.0
-    for begin in range(rows[0], rows[1], count):
-        end = min(begin + count, rows[1])
-        here, goal, seen = hidden[begin:end], target[begin:end], (low, high, item, bias, begin)
+    for begin in range(span[0], span[1], count):
+        end = min(begin + count, span[1])
+        goal, seen = target[begin:end], (low, high, item, bias, begin)
         for i in range(count):
             shift[i] = 0
-        _exponentials(here, weights, goal, seen, shift, buffer, total, found)
+        _exponentials(h[begin:end], weights, goal, seen, shift, buffer, total, found)
         if not _fit(total[: end - begin]):
-            _largest(here, weights, seen, shift, buffer)
-            _exponentials(here, weights, goal, seen, shift, buffer, total, found)
+            _largest(h[begin:end], weights, seen, shift, buffer)
+            _exponentials(h[begin:end], weights, goal, seen, shift, buffer, total, found)
         for i in range(end - begin):
             loss += math.log(total[i]) - found[i]
         if len(dhidden):
-            out = dhidden[begin:end], dweight[s] if len(dweight) else weight[:0]
-            dbias += _gradients(here, weight, goal, seen, buffer, total, out, begin == rows[0])
+            out = dhidden[begin:end], dweight[s] if len(dweight) else hidden[:0]
+            dbias += _gradients(hidden[begin:end], weights, goal, seen, buffer, total, out, begin == span[0])
     return loss, dbias
 
 
@@ -120,27 +127,27 @@ def _tile(buffer, left, right, count):
 
 
 @kernel
-def _logits(hidden, tiles, seen, left, tile):
+def _logits(h, tiles, seen, left, tile):
     """h W^T, and the bias where a row has seen an item."""
-    multiply(hidden, tiles[left // COLUMNS], tile)
+    multiply(h, tiles[left // COLUMNS], tile)
     low, high, item, bias, begin = seen
     if len(item):
-        for i in range(len(hidden)):
+        for i in range(len(h)):
             for e in range(low[left // COLUMNS, begin + i], high[left // COLUMNS, begin + i]):
                 tile[i, item[e]] += bias
 
 
 @kernel
-def _exponentials(hidden, weights, target, seen, shift, buffer, total, found):
+def _exponentials(h, weights, target, seen, shift, buffer, total, found):
     """Leaves exp(logits - shift) in the buffer; their sums, and the targets' logits less the shift."""
-    weight, tiles = weights
-    for i in range(len(hidden)):
+    _, tiles, items = weights
+    for i in range(len(h)):
         total[i] = 0
-    for left in range(0, len(weight), COLUMNS):
-        right = min(left + COLUMNS, len(weight))
-        tile = _tile(buffer, left, right, len(hidden))
-        _logits(hidden, tiles, seen, left, tile)
-        for i in range(len(hidden)):
+    for left in range(0, items, COLUMNS):
+        right = min(left + COLUMNS, items)
+        tile = _tile(buffer, left, right, len(h))
+        _logits(h, tiles, seen, left, tile)
+        for i in range(len(h)):
             if left <= target[i] < right:
                 found[i] = tile[i, target[i] - left] - shift[i]
             total[i] += _exp(tile[i], shift[i])
@@ -157,31 +164,31 @@ def _exp(row, shift):
 
 
 @kernel
-def _largest(hidden, weights, seen, shift, buffer):
+def _largest(h, weights, seen, shift, buffer):
     """shift = the largest logit of each row."""
-    weight, tiles = weights
-    for i in range(len(hidden)):
+    _, tiles, items = weights
+    for i in range(len(h)):
         shift[i] = -np.inf
-    for left in range(0, len(weight), COLUMNS):
-        right = min(left + COLUMNS, len(weight))
-        tile = _tile(buffer, left, right, len(hidden))
-        _logits(hidden, tiles, seen, left, tile)
-        for i in range(len(hidden)):
+    for left in range(0, items, COLUMNS):
+        tile = _tile(buffer, left, min(left + COLUMNS, items), len(h))
+        _logits(h, tiles, seen, left, tile)
+        for i in range(len(h)):
             for k in range(tile.shape[1]):
                 shift[i] = max(shift[i], tile[i, k])
 
 
 @kernel
-def _gradients(hidden, weight, target, seen, buffer, total, out, first):
+def _gradients(hidden, weights, target, seen, buffer, total, out, first):
     """dhidden, dweight (`first`: nothing is in it yet) and the gradient of the bias, from the exponentials."""
-    (low, high, item, _, begin), (dhidden, dweight) = seen, out
+    (w, _, items), (low, high, item, _, begin), (dhidden, dweight) = weights, seen, out
     clear(dhidden)
     scaled, dbias = np.empty_like(hidden), 0.0
     for i in range(len(hidden)):
         for k in range(hidden.shape[1]):
             scaled[i, k] = hidden[i, k] / total[i]
-    for left in range(0, len(weight), COLUMNS):
-        right = min(left + COLUMNS, len(weight))
+    scaled = right_side(scaled, w)
+    for left in range(0, items, COLUMNS):
+        right = min(left + COLUMNS, items)
         tile = _tile(buffer, left, right, len(hidden))
         for i in range(len(hidden)):
             if left <= target[i] < right:
@@ -190,9 +197,9 @@ def _gradients(hidden, weight, target, seen, buffer, total, out, first):
             for i in range(len(hidden)):
                 for e in range(low[left // COLUMNS, begin + i], high[left // COLUMNS, begin + i]):
                     dbias += tile[i, item[e]] / total[i]
-        add_multiply(tile, weight[left:right], dhidden)
+        add_multiply(left_side(tile, w), some_rows(w, left, right), dhidden)
         if len(dweight):
-            product(tile.T, scaled, dweight[left:right], not first)
+            product(right_side(tile, w).T, scaled, dweight[left:right], not first)
     for i in range(len(hidden)):
         for k in range(hidden.shape[1]):
             dhidden[i, k] /= total[i]

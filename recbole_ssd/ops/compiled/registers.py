@@ -7,6 +7,9 @@ A tile is `rows` x `vectors` of sums. At each step k it takes the vectors of row
 number, spread over a vector:
 
     out[i : i + rows, j : j + columns]  (+)=  sum_k  a[i : i + rows, k] (outer) b[k, j : j + columns]
+
+Where a and b hold int32, each is two numbers of bfloat16, of neighbouring k (`bfloat16.py`): CPUs that have the
+instruction multiply and add both at once, in float32, which is twice as many operations.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 BYTES = 64  # of a vector
+FEATURES = set(cpu_target.target_context.codegen().magic_tuple()[2].split(","))  # of the CPU that is compiled for
 # Of a tile: with 32 registers of 64 bytes 16 hold sums; with 16 of 32 bytes 12 do, two for each vector.
-ROWS, VECTORS = (8, 2) if "+avx512f" in cpu_target.target_context.codegen().magic_tuple()[2] else (6, 1)
+ROWS, VECTORS = (8, 2) if "+avx512f" in FEATURES else (6, 1)
+HAS_BFLOAT16, HAS_AMX = "+avx512bf16" in FEATURES, "+amx-bf16" in FEATURES
 
 
 class _Matrix:
@@ -56,6 +61,21 @@ def _plus(builder, index, number):
     return builder.add(index, ir.Constant(index.type, number))
 
 
+def _multiply_add(builder, left, right, total):
+    """total + left * right, lane by lane; of pairs, both products are added."""
+    kind, lanes = total.type, total.type.count
+    function = f"llvm.fmuladd.v{lanes}f{8 * (4 if kind.element == ir.FloatType() else 8)}"
+    if left.type.element == kind.element:
+        call = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), function)
+        return builder.call(call, [left, right, total])
+    wide = BYTES // 4  # the instruction has no form for a single number
+    left, right, sums = (x if lanes == wide else _shuffled(builder, x, x, [0] * wide) for x in (left, right, total))
+    dot = ir.FunctionType(sums.type, [sums.type, left.type, left.type])
+    dot = cgutils.get_or_insert_function(builder.module, dot, "llvm.x86.avx512bf16.dpbf16ps.512")
+    sums = builder.call(dot, [sums, left, right])
+    return sums if lanes == wide else _shuffled(builder, sums, sums, [0] * lanes)
+
+
 def product_tile(rows: int, vectors: int, wide: bool = True):
     """An intrinsic (a, i, b, j, out, add): out = a b, or out += a b, for `rows` rows from i and the columns from j.
 
@@ -70,12 +90,9 @@ def product_tile(rows: int, vectors: int, wide: bool = True):
             a, b, out = (_Matrix(context, builder, signature.args[k], values[k]) for k in (0, 2, 4))
             i, j, add = values[1], values[3], values[5]
             lanes = BYTES // out.size if wide else 1
-            vector = out.vector(lanes)
-            name = f"llvm.fmuladd.v{lanes}f{8 * out.size}"
-            multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
             across = [_plus(builder, j, v * lanes) for v in range(vectors)]
             down = [_plus(builder, i, r) for r in range(rows)]
-            zeros = ir.Constant(vector, [0.0] * lanes)
+            zeros = ir.Constant(out.vector(lanes), [0.0] * lanes)
             places = [(r, v) for r in range(rows) for v in range(vectors)]
             sums = {place: cgutils.alloca_once_value(builder, zeros) for place in places}
             with cgutils.for_range(builder, b.shape[0]) as step:
@@ -84,7 +101,7 @@ def product_tile(rows: int, vectors: int, wide: bool = True):
                     number = a.load(down[r], step.index)
                     number = _shuffled(builder, number, number, [0] * lanes)
                     for v in range(vectors):
-                        total = builder.call(multiply_add, [number, row[v], builder.load(sums[r, v])])
+                        total = _multiply_add(builder, number, row[v], builder.load(sums[r, v]))
                         builder.store(total, sums[r, v])
             for (r, v), total in sums.items():  # not added up from what is there: that would round more often
                 before = builder.select(add, out.load(down[r], across[v], lanes), zeros)
