@@ -12,9 +12,9 @@ from torch import Tensor
 from .add_norm import add_norm, refusal
 from .backends import choose
 from .dropout import dropout
+from .linear import too_large
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
-LARGEST = 2**16  # numbers of W1: beyond, what the kernel keeps leaves the cache, and torch's products win by a tenth
 
 
 def feed_forward(
@@ -57,15 +57,9 @@ def feed_forward(
         raise ValueError(f"x must be (..., {d}) and the parameters {wanted[1:]} as w2 is {wanted[3]}, got {shapes}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got '{activation}'")
-    if choose("feed_forward", backend, x, {"numba": lambda: refusal(x, inner_p, p) or _too_large(w1)}) == "numba":
+    if choose("feed_forward", backend, x, {"numba": lambda: refusal(x, inner_p, p) or too_large(w1)}) == "numba":
         from .compiled.feed_forward import feed_forward_numba  # late: it imports numba
 
         return feed_forward_numba(x.reshape(-1, d), parameters, activation, inner_p, p, eps).view(x.shape)
     inner = dropout(ACTIVATIONS[activation](F.linear(x, w1, b1)), inner_p, backend="torch")
     return add_norm(F.linear(inner, w2, b2), x, weight, bias, p=p, eps=eps, backend="torch")
-
-
-def _too_large(w1: Tensor) -> str | None:
-    if w1.numel() > LARGEST:
-        return f"its blocks have room for {LARGEST:,} numbers of W1 in the cache and these are {w1.numel():,}"
-    return None

@@ -10,6 +10,8 @@ from torch import Tensor
 from .add_norm import refusal
 from .backends import choose
 
+LARGEST = 2**18  # numbers of a weight: beyond, it leaves the cache beside a block of rows, and torch's products win
+
 
 def linear(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None] | None = None, *, backend: str = "auto"
@@ -39,9 +41,17 @@ def linear(
             shapes = f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
             d = x.shape[-1]
             raise ValueError(f"x is (..., {d}): expected weights (e, {d}) and biases (e,), got {shapes}")
-    if choose("linear", backend, x, {"numba": lambda: refusal(x)}) == "numba":
+    if choose("linear", backend, x, {"numba": lambda: refusal(x) or too_large(*weights)}) == "numba":
         from .compiled.linear import linear_numba  # late: it imports numba
 
         rows = linear_numba(x.reshape(-1, x.shape[-1]), weights, biases)
         return tuple(part.view(*x.shape[:-1], part.shape[1]) for part in rows)
     return tuple(F.linear(x, weight, bias) for weight, bias in zip(weights, biases))
+
+
+def too_large(*weights: Tensor) -> str | None:
+    """Why a kernel that takes a block of rows after the other cannot have these weights; None when it can."""
+    most = max(weight.numel() for weight in weights)
+    if most > LARGEST:
+        return f"there is room for {LARGEST:,} numbers of a weight beside a block of rows and these are {most:,}"
+    return None

@@ -69,6 +69,14 @@ def test_takes_any_leading_dimensions_and_strides(backend):
     torch.testing.assert_close(got, (x @ weight.t()).view(4, 6, -1))
 
 
+@with_numba
+def test_weights_that_leave_the_cache_go_to_torch():
+    x, weight = torch.randn(3, 600), torch.randn(500, 600)
+    with pytest.raises(RuntimeError, match="room for 262,144 numbers of a weight .* these are 300,000"):
+        linear(x, [weight[:9], weight], backend="numba")
+    torch.testing.assert_close(linear(x, [weight])[0], x @ weight.t())
+
+
 def test_wrong_input_gets_a_sentence():
     x, weight, *_ = inputs_of(4)
     for sentence, parameters in (

@@ -120,7 +120,7 @@ def _threads() -> int:
 
 def launch(kernel, *arguments) -> None:
     """Calls a parallel kernel with torch's number of threads; tensors are handed over as arrays, without a copy."""
-    if not kernel.signatures:  # its first call in this process
+    if not kernel.overloads:  # its first call in this process
         support.started = True
         _forget_stale(kernel.stats.cache_path)
         if not _is_kept(kernel):

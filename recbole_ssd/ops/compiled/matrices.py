@@ -9,14 +9,32 @@ second.
 from __future__ import annotations
 
 from .jit import bare, loop
-from .registers import BYTES, VECTORS, product_tile, transpose_square
+from .registers import BYTES, VECTORS, lanes_of, product_tile, transpose_square
 from .registers import ROWS as TILE_ROWS
 
 ROWS = 256  # of a block, for products with a weight: fewer cost more to sum up, more leave the cache
 STRIPES, NARROWEST = 16, 32  # of rows with a weight's gradient of their own, at most; rows of one, at least
 
-_wide, _narrow, _thin = product_tile(TILE_ROWS, VECTORS), product_tile(TILE_ROWS, 1), product_tile(TILE_ROWS, 1, False)
-_wide_row, _narrow_row, _thin_row = product_tile(1, VECTORS), product_tile(1, 1), product_tile(1, 1, False)
+
+def _columns(vectors: int, size: int):
+    """A kernel for as many columns as fill vectors of so many bytes, from j on; it gives the first that is left."""
+    tile, row = product_tile(TILE_ROWS, vectors, size), product_tile(1, vectors, size)
+
+    @bare
+    def columns(a, b, j, out, add):
+        (m, n), width = out.shape, vectors * lanes_of(out, size)
+        full, panels = m - m % TILE_ROWS, (n - j) // width
+        for panel in range(panels):
+            for i in range(0, full, TILE_ROWS):
+                tile(a, i, b, j + panel * width, out, add)
+            for i in range(full, m):
+                row(a, i, b, j + panel * width, out, add)
+        return j + panels * width
+
+    return columns
+
+
+_wide, _narrow, _narrower, _single = (_columns(*form) for form in ((VECTORS, BYTES), (1, BYTES), (1, 16), (1, 1)))
 
 
 def stripes(rows: int) -> int:
@@ -39,34 +57,16 @@ def add_multiply(a, b, out):
 @bare
 def product(a, b, out, add):
     """out = a b, or `add`: out += a b. A panel of b's columns stays in the nearest cache while the rows of a go by."""
-    (m, n), lanes = out.shape, BYTES // out.itemsize
-    full = m - m % TILE_ROWS
-    j = 0
-    while j < n:
-        if n - j >= VECTORS * lanes:
-            for i in range(0, full, TILE_ROWS):
-                _wide(a, i, b, j, out, add)
-            for i in range(full, m):
-                _wide_row(a, i, b, j, out, add)
-            j += VECTORS * lanes
-        elif n - j >= lanes:
-            for i in range(0, full, TILE_ROWS):
-                _narrow(a, i, b, j, out, add)
-            for i in range(full, m):
-                _narrow_row(a, i, b, j, out, add)
-            j += lanes
-        else:
-            for i in range(0, full, TILE_ROWS):
-                _thin(a, i, b, j, out, add)
-            for i in range(full, m):
-                _thin_row(a, i, b, j, out, add)
-            j += 1
+    j = _wide(a, b, 0, out, add)
+    j = _narrow(a, b, j, out, add)
+    j = _narrower(a, b, j, out, add)
+    _single(a, b, j, out, add)
 
 
 @bare
 def transpose(a, out):
     """out = a^T."""
-    (m, n), lanes = a.shape, BYTES // a.itemsize
+    (m, n), lanes = a.shape, lanes_of(a, BYTES)
     rows, columns = m - m % lanes, n - n % lanes
     for i in range(0, rows, lanes):
         for j in range(0, columns, lanes):

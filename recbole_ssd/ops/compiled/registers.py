@@ -18,13 +18,23 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 BYTES = 64  # of a vector
 FEATURES = set(cpu_target.target_context.codegen().magic_tuple()[2].split(","))  # of the CPU that is compiled for
 # Of a tile: with 32 registers of 64 bytes 16 hold sums; with 16 of 32 bytes 12 do, two for each vector.
 ROWS, VECTORS = (8, 2) if "+avx512f" in FEATURES else (6, 1)
 HAS_BFLOAT16, HAS_AMX = "+avx512bf16" in FEATURES, "+amx-bf16" in FEATURES
+
+
+def lanes_of(x, size):
+    """How many numbers of x make a vector of `size` bytes, one at least; inside a kernel."""
+
+
+@overload(lanes_of)
+def _lanes_of(x, size):
+    number = x.dtype.bitwidth // 8  # known while it is compiled, unlike x.itemsize: nothing is divided
+    return lambda x, size: max(1, size // number)
 
 
 class _Matrix:
@@ -54,7 +64,7 @@ class _Matrix:
 
 def _shuffled(builder, a, b, lanes):
     """The vector of those lanes of a, and, counted on, of b."""
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes)))
 
 
 def _plus(builder, index, number):
@@ -68,20 +78,20 @@ def _multiply_add(builder, left, right, total):
     if left.type.element == kind.element:
         call = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), function)
         return builder.call(call, [left, right, total])
-    wide = BYTES // 4  # the instruction has no form for a single number
-    left, right, sums = (x if lanes == wide else _shuffled(builder, x, x, [0] * wide) for x in (left, right, total))
+    filled = [*range(lanes), *[0] * (BYTES // 4 - lanes)]  # the instruction has no form for a few numbers
+    left, right, sums = (_shuffled(builder, x, x, filled) for x in (left, right, total))
     dot = ir.FunctionType(sums.type, [sums.type, left.type, left.type])
     dot = cgutils.get_or_insert_function(builder.module, dot, "llvm.x86.avx512bf16.dpbf16ps.512")
     sums = builder.call(dot, [sums, left, right])
-    return sums if lanes == wide else _shuffled(builder, sums, sums, [0] * lanes)
+    return _shuffled(builder, sums, sums, range(lanes))
 
 
-def product_tile(rows: int, vectors: int, wide: bool = True):
+def product_tile(rows: int, vectors: int, size: int):
     """An intrinsic (a, i, b, j, out, add): out = a b, or out += a b, for `rows` rows from i and the columns from j.
 
     Args:
         rows, vectors: of the tile.
-        wide: its vectors have 64 bytes; else a single number. Those of b and out lie in one piece.
+        size: of a vector in bytes; one number at least. Those of b and out lie in one piece.
     """
 
     @intrinsic
@@ -89,7 +99,7 @@ def product_tile(rows: int, vectors: int, wide: bool = True):
         def generate(context, builder, signature, values):
             a, b, out = (_Matrix(context, builder, signature.args[k], values[k]) for k in (0, 2, 4))
             i, j, add = values[1], values[3], values[5]
-            lanes = BYTES // out.size if wide else 1
+            lanes = max(1, size // out.size)
             across = [_plus(builder, j, v * lanes) for v in range(vectors)]
             down = [_plus(builder, i, r) for r in range(rows)]
             zeros = ir.Constant(out.vector(lanes), [0.0] * lanes)
