@@ -25,6 +25,7 @@ from torch import Tensor
 
 from recbole_ssd.ops.feed_forward import feed_forward
 from recbole_ssd.ops.gated_directions import gated_directions
+from recbole_ssd.ops.linear import linear
 from recbole_ssd.ops.packing import Segments
 
 TOKENS, MEDIAN = 4096, 60
@@ -56,6 +57,21 @@ class FeedForward(Op):
         return feed_forward(**inputs, activation="gelu", eps=1e-12, backend=backend)
 
 
+class Linear(Op):
+    """d to each of some sizes."""
+
+    def __init__(self, d: int, *sizes: int):
+        self.d, self.sizes = d, sizes
+
+    def draw(self, tokens: int, draw: Draw) -> dict:
+        weights = {f"weight {e}": draw.uniform(-0.1, 0.1, e, self.d) for e in self.sizes}
+        return {"x": draw.normal(tokens, self.d), **weights}
+
+    def call(self, inputs: dict, segments: Segments, backend: str, dtype: torch.dtype) -> Tensor:
+        x, *weights = inputs.values()
+        return torch.cat(linear(x, weights, backend=backend), dim=1)
+
+
 OPS = {
     "`ssd`, 4 heads of 32, 64 states": SSD(128, 32, 64),
     "`ssd`, 8 heads of 32, 64 states": SSD(256, 32, 64),
@@ -67,6 +83,8 @@ OPS = {
     "`gated_directions`, 128 channels": GatedDirections(128),
     "`feed_forward`, 64 to 256": FeedForward(64, 256),
     "`feed_forward`, 128 to 512": FeedForward(128, 512),
+    "`linear`, 64 to 128, 256 and 4": Linear(64, 128, 256, 4),
+    "`linear`, 256 to 512, 768 and 16": Linear(256, 512, 768, 16),
     "`linear_cross_entropy`, 1,683 items, 64 wide": LinearCrossEntropy(64, 1683),
     "`linear_cross_entropy`, 12,101 items, 128 wide": LinearCrossEntropy(128, 12_101),
 }
