@@ -56,7 +56,7 @@ def linear_cross_entropy(
         seen: which items the N rows have seen; None: no logit gets a bias.
         seen_bias: (), added to the logits of those.
         backend: `torch` (any device), `triton` (CUDA, d up to 64, in bfloat16 up to 256, no `seen`), `numba` (our
-            kernels for CPUs, up to 32,768 items, no bfloat16 where there is AMX, which torch uses; holds 16 MB a
+            kernels for CPUs, up to 32,768 items, no bfloat16 where there is AMX, which torch uses; holds 19 MB a
             thread and 64 MB in all) or `auto`: on a GPU `triton`, on a CPU `numba`, where they run, else `torch`.
 
     Returns:

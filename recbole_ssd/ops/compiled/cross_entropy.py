@@ -9,7 +9,7 @@ subtracted before exp unless a total comes near float32's ends, as in `cross_ent
 their operands are paired (`bfloat16.py`); exponentials and sums stay float32.
 
 The rows are cut into stripes, as many as memory allows gradients of W for, whatever the number of threads; those are
-summed in the end, so that threads change no bit. At most 16 MB of logits a thread and 64 MB of gradients are held.
+summed in the end, so that threads change no bit. At most 19 MB of logits a thread and 64 MB of gradients are held.
 
 Shape letters:    N targets    d model size    V items    s stripes    E entries of what was seen (`ops/seen.py`)
 """
@@ -28,11 +28,11 @@ from ..cross_entropy_torch import LARGEST, SMALLEST, Gradients, LinearCrossEntro
 from ..seen import Seen
 from .bfloat16 import columns_in_pairs, left_side, right_side, rows_in_pairs, some_rows
 from .jit import exp, kernel, launch, loop, over_blocks, parallel_kernel
-from .matrices import add_multiply, clear, multiply, product, transpose
+from .matrices import add_multiply, border, clear, multiply, product, tiled, transpose
 from .registers import HAS_AMX, HAS_BFLOAT16
 
-ROWS, COLUMNS = 128, 512  # of a tile: a quarter of a megabyte in float32
-MOST_LOGITS = 2**22  # of ROWS rows: what a thread holds
+ROWS, COLUMNS = 144, 512  # of a tile, at most: .3 megabytes in float32
+MOST_LOGITS = ROWS * 2**15  # what a thread holds
 MOST_GRADIENTS = 2**24  # numbers in all stripes' gradients of W
 STRIPES, LEAST, NARROWEST = 16, 4, 32  # stripes at most, and room for so many, or threads have no work; rows of one
 
@@ -57,7 +57,6 @@ def linear_cross_entropy_numba(
 def _run(precision, hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias: Tensor | None) -> Tensor:
     """The sum of the losses; its gradients are put into `grads`."""
     stripes = max(1, min(STRIPES, len(target) // NARROWEST, MOST_GRADIENTS // weight.numel()))
-    borders = np.linspace(0, len(target), stripes + 1).astype(np.int64)
     wanted = any(grad is not None for grad in grads)
     dhidden = hidden.new_empty(len(hidden) if wanted else 0, hidden.shape[1]) if grads.hidden is None else grads.hidden
     dweight = weight.new_empty(0 if grads.weight is None else stripes, *weight.shape)
@@ -69,7 +68,7 @@ def _run(precision, hidden, weight, target, grads: Gradients, seen: Seen | None,
         sides = rows_in_pairs(hidden), rows_in_pairs(weight), columns_in_pairs(weight)
     tiles = sides[1].new_empty(-(-len(weight) // COLUMNS), sides[1].shape[1], COLUMNS)
     inputs = (t.contiguous() for t in (hidden, *sides, target[:, 0], *entries, bias))
-    launch(_forward, *inputs, borders, tiles, dhidden, dweight, sums)
+    launch(_forward, *inputs, stripes, tiles, dhidden, dweight, sums)
     loss, dbias = sums.sum(1)
     if grads.weight is not None:
         grads.weight.copy_(over_blocks(dweight, weight.dtype))
@@ -79,11 +78,12 @@ def _run(precision, hidden, weight, target, grads: Gradients, seen: Seen | None,
 
 
 @parallel_kernel
-def _forward(hidden, h, rows, w, target, low, high, item, bias, borders, tiles, dhidden, dweight, sums):
+def _forward(hidden, h, rows, w, target, low, high, item, bias, stripes, tiles, dhidden, dweight, sums):
     for tile in range(len(tiles)):
         transpose(rows[tile * COLUMNS : (tile + 1) * COLUMNS], tiles[tile])
-    for s in prange(len(borders) - 1):
-        span, weights, entries = (borders[s], borders[s + 1]), (w, tiles, len(rows)), (low, high, item, bias[0])
+    for s in prange(stripes):
+        span = border(s, stripes, len(hidden)), border(s + 1, stripes, len(hidden))
+        weights, entries = (w, tiles, len(rows)), (low, high, item, bias[0])
         sums[0, s], sums[1, s] = _stripe(s, span, hidden, h, weights, target, entries, dhidden, dweight)
 
 
@@ -91,7 +91,7 @@ def _forward(hidden, h, rows, w, target, low, high, item, bias, borders, tiles, 
 def _stripe(s, span, hidden, h, weights, target, entries, dhidden, dweight):
     """The losses of a stripe and the gradient of the bias; its rows of dhidden and its dweight are written."""
     blocks = (span[1] - span[0] + ROWS - 1) // ROWS
-    count = (span[1] - span[0] + blocks - 1) // blocks  # rows of a block: all alike
+    count = tiled((span[1] - span[0] + blocks - 1) // blocks)  # rows of a block: about alike
     buffer, shift = np.empty(count * weights[2], hidden.dtype), np.empty(count, hidden.dtype)
     total, found = np.empty(count), np.empty(count)
     (low, high, item, bias), loss, dbias = entries, 0.0, 0.0

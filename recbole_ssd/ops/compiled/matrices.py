@@ -12,7 +12,7 @@ from .jit import bare, loop
 from .registers import BYTES, VECTORS, lanes_of, product_tile, transpose_square
 from .registers import ROWS as TILE_ROWS
 
-ROWS = 256  # of a block, for products with a weight: fewer cost more to sum up, more leave the cache
+ROWS = 288  # of a block, for products with a weight: fewer cost more to sum up, more leave the cache
 STRIPES, NARROWEST = 16, 32  # of rows with a weight's gradient of their own, at most; rows of one, at least
 
 
@@ -40,6 +40,18 @@ _wide, _narrow, _narrower, _single = (_columns(*form) for form in ((VECTORS, BYT
 def stripes(rows: int) -> int:
     """In how many parts rows are cut, each with its own sum for the gradient of a weight."""
     return max(1, min(STRIPES, rows // NARROWEST))
+
+
+@bare
+def border(stripe, stripes, rows):
+    """Where a stripe begins, the last one at the end of all; whole tiles of a product, so that no row is done alone."""
+    return min(rows, tiled(stripe * rows // stripes))
+
+
+@bare
+def tiled(rows):
+    """As many and a few more, so that they make whole tiles."""
+    return (rows + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
 
 
 @bare
@@ -90,11 +102,3 @@ def clear(out, first=0):
     for i in range(first, len(out)):
         for k in range(out.shape[1]):
             out[i, k] = 0
-
-
-@loop
-def copy(a, out):
-    """out = a."""
-    for i in range(len(out)):
-        for k in range(out.shape[1]):
-            out[i, k] = a[i, k]
