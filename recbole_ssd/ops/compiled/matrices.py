@@ -13,6 +13,7 @@ from .registers import BYTES, VECTORS, lanes_of, product_tile, transpose_square
 from .registers import ROWS as TILE_ROWS
 
 ROWS = 288  # of a block, for products with a weight: fewer cost more to sum up, more leave the cache
+DEPTH = 128  # of a product: longer sums round more
 STRIPES, NARROWEST = 16, 32  # of rows with a weight's gradient of their own, at most; rows of one, at least
 
 
@@ -69,10 +70,12 @@ def add_multiply(a, b, out):
 @bare
 def product(a, b, out, add):
     """out = a b, or `add`: out += a b. A panel of b's columns stays in the nearest cache while the rows of a go by."""
-    j = _wide(a, b, 0, out, add)
-    j = _narrow(a, b, j, out, add)
-    j = _narrower(a, b, j, out, add)
-    _single(a, b, j, out, add)
+    for first in range(0, max(1, len(b)), DEPTH):
+        left, right, more = a[:, first : first + DEPTH], b[first : first + DEPTH], add or first > 0
+        j = _wide(left, right, 0, out, more)
+        j = _narrow(left, right, j, out, more)
+        j = _narrower(left, right, j, out, more)
+        _single(left, right, j, out, more)
 
 
 @bare
