@@ -28,13 +28,13 @@ from ..cross_entropy_torch import LARGEST, SMALLEST, Gradients, LinearCrossEntro
 from ..seen import Seen
 from .bfloat16 import columns_in_pairs, left_side, right_side, rows_in_pairs, some_rows
 from .jit import exp, kernel, launch, loop, over_blocks, parallel_kernel
-from .matrices import add_multiply, border, clear, multiply, product, tiled, transpose
+from .matrices import add_multiply, clear, multiply, product, stripe, stripes, tiled, transpose
 from .registers import HAS_AMX, HAS_BFLOAT16
 
 ROWS, COLUMNS = 144, 512  # of a tile, at most: .3 megabytes in float32
 MOST_LOGITS = ROWS * 2**15  # what a thread holds
 MOST_GRADIENTS = 2**24  # numbers in all stripes' gradients of W
-STRIPES, LEAST, NARROWEST = 16, 4, 32  # stripes at most, and room for so many, or threads have no work; rows of one
+LEAST = 4  # stripes for which there is room, or threads have no work
 
 
 def refusal(weight: Tensor, precision: str) -> str | None:
@@ -56,11 +56,11 @@ def linear_cross_entropy_numba(
 
 def _run(precision, hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias: Tensor | None) -> Tensor:
     """The sum of the losses; its gradients are put into `grads`."""
-    stripes = max(1, min(STRIPES, len(target) // NARROWEST, MOST_GRADIENTS // weight.numel()))
+    parts = min(stripes(len(target)), max(1, MOST_GRADIENTS // weight.numel()))
     wanted = any(grad is not None for grad in grads)
     dhidden = hidden.new_empty(len(hidden) if wanted else 0, hidden.shape[1]) if grads.hidden is None else grads.hidden
-    dweight = weight.new_empty(0 if grads.weight is None else stripes, *weight.shape)
-    sums = hidden.new_zeros(2, stripes, dtype=torch.float64)  # of the losses, and of the gradient of the bias
+    dweight = weight.new_empty(0 if grads.weight is None else parts, *weight.shape)
+    sums = hidden.new_zeros(2, parts, dtype=torch.float64)  # of the losses, and of the gradient of the bias
     entries = (target[:0],) * 2 + (target[:0, 0],) if seen is None else seen.entries(COLUMNS)
     bias = hidden.new_zeros(1) if seen is None else seen_bias.to(hidden.dtype).view(1)
     sides = hidden, weight, weight  # of products: h of the logits, and W of the logits and of dh
@@ -68,7 +68,7 @@ def _run(precision, hidden, weight, target, grads: Gradients, seen: Seen | None,
         sides = rows_in_pairs(hidden), rows_in_pairs(weight), columns_in_pairs(weight)
     tiles = sides[1].new_empty(-(-len(weight) // COLUMNS), sides[1].shape[1], COLUMNS)
     inputs = (t.contiguous() for t in (hidden, *sides, target[:, 0], *entries, bias))
-    launch(_forward, *inputs, stripes, tiles, dhidden, dweight, sums)
+    launch(_forward, *inputs, tiles, dhidden, dweight, sums)
     loss, dbias = sums.sum(1)
     if grads.weight is not None:
         grads.weight.copy_(over_blocks(dweight, weight.dtype))
@@ -78,11 +78,11 @@ def _run(precision, hidden, weight, target, grads: Gradients, seen: Seen | None,
 
 
 @parallel_kernel
-def _forward(hidden, h, rows, w, target, low, high, item, bias, stripes, tiles, dhidden, dweight, sums):
+def _forward(hidden, h, rows, w, target, low, high, item, bias, tiles, dhidden, dweight, sums):
     for tile in range(len(tiles)):
         transpose(rows[tile * COLUMNS : (tile + 1) * COLUMNS], tiles[tile])
-    for s in prange(stripes):
-        span = border(s, stripes, len(hidden)), border(s + 1, stripes, len(hidden))
+    for s in prange(sums.shape[1]):
+        span = stripe(s, sums.shape[1], len(hidden))
         weights, entries = (w, tiles, len(rows)), (low, high, item, bias[0])
         sums[0, s], sums[1, s] = _stripe(s, span, hidden, h, weights, target, entries, dhidden, dweight)
 

@@ -24,7 +24,7 @@ from .activations import NUMBERS, activate, activate_and_slope
 from .add_norm import add_norm, add_norm_backward
 from .dropout import drop, new_draw
 from .jit import kernel, launch, over_blocks, parallel_kernel
-from .matrices import ROWS, add_multiply, border, multiply, stripes
+from .matrices import ROWS, add_multiply, multiply, stripe, stripes
 from .vectors import add, clear, times
 
 
@@ -83,7 +83,7 @@ def _backward(
     x, w1, w1t, b1, w2, gain, activation, inner_draw, draw, n, scale, dy, dx, dw1, db1, dw2, db2, dgain, dshift
 ):
     for s in prange(len(dw1)):
-        rows = border(s, len(dw1), len(x)), border(s + 1, len(dw1), len(x))
+        rows = stripe(s, len(dw1), len(x))
         parameters, options = (w1, w1t, b1, w2, gain), (activation, inner_draw, draw)
         grads = dw1[s], db1[s], dw2[s], db2[s], dgain[s], dshift[s]
         _backward_stripe(rows, x, parameters, options, n, scale, dy, dx, grads)

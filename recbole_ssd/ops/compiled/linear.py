@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .jit import kernel, launch, over_blocks, parallel_kernel
-from .matrices import ROWS, border, clear, multiply, product, stripes
+from .matrices import ROWS, clear, multiply, product, stripe, stripes
 from .vectors import add
 
 
@@ -65,8 +65,7 @@ def _forward(x, turned, bias, y):
 @parallel_kernel
 def _backward(x, weight, dy, more, dx, dweight, dbias):
     for s in prange(len(dweight)):
-        rows = border(s, len(dweight), len(x)), border(s + 1, len(dweight), len(x))
-        _backward_stripe(rows, x, weight, dy, more, dx, dweight[s], dbias[s])
+        _backward_stripe(stripe(s, len(dweight), len(x)), x, weight, dy, more, dx, dweight[s], dbias[s])
 
 
 @kernel

@@ -44,9 +44,9 @@ def stripes(rows: int) -> int:
 
 
 @bare
-def border(stripe, stripes, rows):
-    """Where a stripe begins, the last one at the end of all; whole tiles of a product, so that no row is done alone."""
-    return min(rows, tiled(stripe * rows // stripes))
+def stripe(number, stripes, rows):
+    """Where one of them begins and ends: at whole tiles of a product, so that no row is done alone."""
+    return min(rows, tiled(number * rows // stripes)), min(rows, tiled((number + 1) * rows // stripes))
 
 
 @bare

@@ -74,10 +74,10 @@ def _plus(builder, index, number):
 def _multiply_add(builder, left, right, total):
     """total + left * right, lane by lane; of pairs, both products are added."""
     kind, lanes = total.type, total.type.count
-    function = f"llvm.fmuladd.v{lanes}f{8 * (4 if kind.element == ir.FloatType() else 8)}"
     if left.type.element == kind.element:
-        call = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), function)
-        return builder.call(call, [left, right, total])
+        name = f"llvm.fmuladd.v{lanes}f{32 if kind.element == ir.FloatType() else 64}"
+        fused = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
+        return builder.call(fused, [left, right, total])
     filled = [*range(lanes), *[0] * (BYTES // 4 - lanes)]  # the instruction has no form for a few numbers
     left, right, sums = (_shuffled(builder, x, x, filled) for x in (left, right, total))
     dot = ir.FunctionType(sums.type, [sums.type, left.type, left.type])

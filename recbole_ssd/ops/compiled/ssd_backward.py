@@ -31,8 +31,8 @@ def _gradients(span, inputs, B, C, outputs, dB, dC):
     dBs, dCs, dproduct = np.empty((q, n), dtype), np.empty((q, n), dtype), np.empty((q, q), dtype)
     squares = np.empty((q, q), dtype), np.empty((q, q), dtype), np.empty((q, q), dtype)
     rows = np.empty((q, p), dtype), np.empty((q, p), dtype), np.empty((q, p), dtype), np.empty((q, p), dtype)
-    part, dstate = np.empty((q, n), dtype), np.zeros((heads, n, p), dtype)
-    others = np.empty((3, q), dtype), np.empty(q, dtype), np.empty(q + 1), part
+    dstate = np.zeros((heads, n, p), dtype)
+    others = np.empty((3, q), dtype), np.empty(q, dtype), np.empty(q + 1), np.empty((q, n), dtype)
     turned = np.empty((n, q), dtype), np.empty((p, q), dtype), np.empty((p, n), dtype)
     for behind in range((end - begin + CHUNK - 1) // CHUNK):
         first = begin + ((end - begin - 1) // CHUNK - behind) * CHUNK

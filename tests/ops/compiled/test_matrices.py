@@ -9,7 +9,17 @@ from numba import njit
 
 from recbole_ssd.ops.compiled.matrices import add_multiply, multiply, transpose
 
-SIZES = [(1, 1, 1), (8, 3, 32), (7, 64, 31), (9, 5, 33), (32, 64, 32), (33, 17, 50), (130, 64, 147), (3, 0, 40)]
+SIZES = [
+    (1, 1, 1),
+    (8, 3, 32),
+    (7, 64, 31),
+    (9, 5, 33),
+    (32, 64, 32),
+    (33, 17, 50),
+    (130, 64, 147),
+    (9, 300, 33),
+    (3, 0, 40),
+]
 ROUNDING = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 
 
