@@ -35,13 +35,13 @@ class Seen:
     """
 
     def __init__(self, items: Tensor, segments: Segments, n_items: int, whole: bool = False):
-        self.n_items, self.device = n_items, segments.device
+        self.n_items, self.device, self._total = n_items, segments.device, segments.total
         items, number, tokens = items.cpu(), segments.number_on_host, torch.arange(segments.total)
         key, order = (number * n_items + items).sort(stable=True)
         new = torch.ones_like(key, dtype=torch.bool)
         new[1:] = key[1:] != key[:-1]
         self._key, self._first = key[new], order[new]  # of the pairs of a history and an item, in their order
-        self.token = self._first.sort().values  # (E,)
+        self.token = torch.empty_like(new).scatter_(0, order, new).nonzero()[:, 0]  # (E,)
         self.item = items[self.token]  # (E,)
         self._history = tokens[: len(segments)] if whole else number  # of a row, (N,)
         self._begin = segments.borders[self._history]  # a row is the tokens from here, (N,)
@@ -78,13 +78,13 @@ class Seen:
 
         On the host.
         """
-        tiles = self.tiles(width)
-        before = torch.tensor([0, *(len(tile.item) for tile in tiles)]).cumsum(0)[:-1, None]
-        low, high = (
-            torch.stack([torch.searchsorted(tile.token, border) for tile in tiles]) + before
-            for border in (self._begin, self._end)
-        )
-        return low, high, torch.cat([tile.item for tile in tiles])
+        tile = self.item // width
+        before = torch.zeros(-(-self.n_items // width), self._total + 1, dtype=torch.int64)
+        before[tile, self.token + 1] = 1
+        before = before.view(-1).cumsum(0).view_as(before)  # entries of earlier tiles, and those before a token
+        item = torch.empty_like(self.item)
+        item[before[tile, self.token]] = self.item - tile * width
+        return before[:, self._begin], before[:, self._end], item
 
     def places(self) -> Tensor:
         """Where in scores of all rows, (N, V), there is a pair, (P,): see `Tile.places`."""
