@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recbole_ssd.ops.causal_conv1d import causal_conv1d
+from recbole_ssd.ops.conv_ssd import conv_ssd, split_columns
 from recbole_ssd.ops.gated_directions import gated_directions
 from recbole_ssd.ops.gated_rms_norm import gated_rms_norm
 from recbole_ssd.ops.kernels.support import refusal
 from recbole_ssd.ops.linear import linear
 from recbole_ssd.ops.packing import Segments, flipped
 from recbole_ssd.ops.readout import prefix_readout
-from recbole_ssd.ops.ssd import WIDEST, ssd
+from recbole_ssd.ops.ssd import WIDEST
 from recbole_ssd.ops.ssd_last import ssd_last
 
 from .initialization import inverse_softplus_of_dt
@@ -129,33 +130,18 @@ class Mamba2(nn.Module):
 
     def _scan(self, projected: Projected, segments: Segments) -> Tensor:
         """Before the gate. (T, i)."""
-        x, B, C = self._split(self._convolve(projected.xBC, segments))
-        y = ssd(
-            x[None],
-            projected.dt[None],
-            -self.A_log.exp(),
-            B[None],
-            C[None],
-            self.D,
-            cu_seqlens=segments,
-            chunk_size=self.chunk_size,
-            backend=self.backend,
-        )
-        return y.squeeze(0).flatten(1)  # y[0] would copy the gradient
+        how = {"chunk_size": self.chunk_size, "backend": self.backend, "conv_backend": self.conv_backend}
+        return conv_ssd(**self._operands(projected, segments), **how).flatten(1)
 
     def _read_out(self, projected: Projected, segments: Segments) -> Tensor:
         """Before the gate. (T, i)."""
-        return prefix_readout(
-            projected.xBC,
-            projected.dt,
-            -self.A_log.exp(),
-            self.D,
-            self.conv1d.weight[:, 0],
-            self.conv1d.bias,
-            headdim=self.headdim,
-            ngroups=self.ngroups,
-            cu_seqlens=segments,
-        ).flatten(1)
+        return prefix_readout(**self._operands(projected, segments)).flatten(1)
+
+    def _operands(self, projected: Projected, segments: Segments) -> dict:
+        """What both directions take."""
+        filter_ = {"weight": self.conv1d.weight[:, 0], "bias": self.conv1d.bias}
+        sizes = {"headdim": self.headdim, "ngroups": self.ngroups, "cu_seqlens": segments}
+        return {"xBC": projected.xBC, "dt": projected.dt, "A": -self.A_log.exp(), "D": self.D, **filter_, **sizes}
 
     def project_inputs(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """`project` without z: xBC and dt, for `scan_last`."""
@@ -176,8 +162,9 @@ class Mamba2(nn.Module):
         (z,) = linear(u.index_select(0, last), [self.in_proj.weight[: self.d_inner]])
         z, xBC, dt = self._float32(Projected(z, *inputs))
         with torch.autocast(xBC.device.type, enabled=False):
-            xBC = self._convolve(xBC, segments, reverse)
-            x, B, C = self._split(xBC)
+            filter_ = self.conv1d.weight[:, 0], self.conv1d.bias
+            xBC = causal_conv1d(xBC[None], *filter_, cu_seqlens=segments, reverse=reverse, backend=self.conv_backend)
+            x, B, C = split_columns(xBC.squeeze(0), self.headdim, self.ngroups, len(self.A_log))
             y = ssd_last(
                 x,
                 dt,
@@ -194,22 +181,6 @@ class Mamba2(nn.Module):
         """dt with its bias and softplus. Under autocast the projection is bfloat16; steps and decays are not."""
         with torch.autocast(dt.device.type, enabled=False):
             return F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
-
-    def _convolve(self, xBC: Tensor, segments: Segments, reverse: bool = False) -> Tensor:
-        return causal_conv1d(
-            xBC[None],
-            self.conv1d.weight[:, 0],
-            self.conv1d.bias,
-            cu_seqlens=segments,
-            reverse=reverse,
-            backend=self.conv_backend,
-        ).squeeze(0)
-
-    def _split(self, xBC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (T, h, p), B and C (T, g, n) of (T, channels)."""
-        state = self.ngroups * self.d_state
-        x, B, C = xBC.split([self.d_inner, state, state], dim=-1)
-        return x.unflatten(-1, (-1, self.headdim)), *(t.unflatten(-1, (self.ngroups, -1)) for t in (B, C))
 
     def _for_kernels(self, projected: Projected) -> Projected:
         """`_float32`, but z, x, B and C stay half precision where the kernels of every step take them so."""

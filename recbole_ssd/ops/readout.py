@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from .backends import choose
 from .compiled import support as on_cpu
+from .conv_ssd import check
 from .kernels import support
 from .packing import Segments
 from .segment_cumsum import running_sum, segment_cumsum, segment_sum
@@ -66,7 +67,7 @@ def prefix_readout(
     refusals = {"numba": lambda: on_cpu.refusal(xBC), "triton": lambda: support.refusal(xBC)}
     backend = choose("prefix_readout", backend, xBC, refusals)
     segments = Segments.of(cu_seqlens)
-    _check(xBC, dt, A, weight, bias, headdim, ngroups, segments)
+    check(xBC, dt, A, weight, bias, headdim, ngroups, segments)
     if backend == "numba":
         from .compiled.readout import readout_numba  # late: it imports numba
 
@@ -84,24 +85,6 @@ def prefix_readout(
 
         return readout_triton(xBC, w * dt, C_first, skip, weight, bias, segments)
     return _Readout.apply(xBC, (w * dt).to(xBC.dtype), C_first, skip, weight, bias, segments)
-
-
-def _check(xBC, dt, A, weight, bias, headdim: int, ngroups: int, segments: Segments) -> None:
-    tokens, channels = xBC.shape
-    heads, states = len(A), channels - len(A) * headdim
-    if segments.total != tokens or tuple(dt.shape) != (tokens, heads):
-        raise ValueError(
-            f"xBC must be ({segments.total}, channels) and dt ({segments.total}, {heads}) for these cu_seqlens and A, "
-            f"got {tuple(xBC.shape)} and {tuple(dt.shape)}"
-        )
-    if states < 0 or states % (2 * ngroups) or heads % ngroups:
-        raise ValueError(
-            f"xBC must have h * headdim + 2 * ngroups * n channels and h be a multiple of ngroups, "
-            f"got {channels} channels, h = {heads}, headdim = {headdim}, ngroups = {ngroups}"
-        )
-    if weight.dim() != 2 or len(weight) != channels or tuple(bias.shape) != (channels,):
-        shapes = tuple(weight.shape), tuple(bias.shape)
-        raise ValueError(f"weight must be ({channels}, K) and bias ({channels},), got {shapes[0]} and {shapes[1]}")
 
 
 def _first_item(xBC: Tensor, weight: Tensor, bias: Tensor, segments: Segments) -> Tensor:

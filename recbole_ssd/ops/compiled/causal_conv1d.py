@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from ..packing import Segments
 from .jit import FEW, Work, bare, flat, kernel, launch, loop, over_blocks, parallel_kernel, sigmoid
 from .matrices import add, clear
+from .vectors import put
 
 
 def causal_conv1d_numba(
@@ -41,14 +42,16 @@ class _CausalConv(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias)
         ctx.segments, ctx.reverse, ctx.silu = segments, reverse, silu
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        launch(_forward, flat(x), _taps(weight), bias.contiguous(), reverse, silu, y.view(-1), Work.of(segments).arrays)
+        launch(
+            _forward, flat(x), taps_of(weight), bias.contiguous(), reverse, silu, y.view(-1), Work.of(segments).arrays
+        )
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         (x, weight, bias), work = ctx.saved_tensors, Work.of(ctx.segments)
-        dx, taps = torch.empty_like(x, memory_format=torch.contiguous_format), _taps(weight)
+        dx, taps = torch.empty_like(x, memory_format=torch.contiguous_format), taps_of(weight)
         sums = taps.new_zeros(work.n_blocks, len(taps) + 1, len(weight), dtype=torch.float64)  # of dw, then of dbias
         inputs = flat(dy), flat(x), taps, bias.contiguous()
         launch(_backward, *inputs, ctx.reverse, ctx.silu, dx.view(-1), sums, work.arrays)
@@ -56,7 +59,7 @@ class _CausalConv(torch.autograd.Function):
         return dx, total[:-1].flip(0).t(), total[-1], None, None, None
 
 
-def _taps(weight: Tensor) -> Tensor:
+def taps_of(weight: Tensor) -> Tensor:
     """(K, c): row k meets the token k steps away."""
     return weight.flip(1).t().contiguous()
 
@@ -76,12 +79,12 @@ def _forward_share(x, taps, bias, reverse, silu, y, work, worker):
             begin, end = borders[s], borders[s + 1]
             t = end - 1 if reverse else begin
             for i in range(end - begin):
-                _convolve(x, t * stride, -step * stride, taps, min(i + 1, width), bias, silu, y, t * channels)
+                convolve(x, t * stride, -step * stride, taps, min(i + 1, width), bias, silu, y, t * channels)
                 t += step
 
 
 @loop
-def _convolve(x, here, away, taps, count, base, silu, y, out):
+def convolve(x, here, away, taps, count, base, silu, y, out):
     """y[out:] = base + sum_{k<count} taps[k] * x[here + k * away:], and its SiLU."""
     here, away, out, channels = np.uint64(here), np.uint64(away), np.uint64(out), np.uint64(len(base))
     if count == 4:
@@ -126,13 +129,14 @@ def _segment_backward(dy, x, taps, bias, silu, walk, dx, sums):
         t = first + step * i
         if i < length:
             if silu:
-                _convolve(x, t * stride, -step * stride, taps, min(i + 1, width), bias, False, row, 0)
+                convolve(x, t * stride, -step * stride, taps, min(i + 1, width), bias, False, row, 0)
             _derive(dy, t * dy_stride, row, silu, dx, t * channels, part[width])
         i -= width - 1  # the token whose followers are all known now
         if i >= 0:
             t, count = first + step * i, min(length - i, width)
-            _convolve(dx, t * channels, step * channels, taps, count, nothing, False, row, 0)
-            _collect(x, t * stride, dx, t * channels, step * channels, count, row, part)
+            convolve(dx, t * channels, step * channels, taps, count, nothing, False, row, 0)
+            collect(x, t * stride, dx, t * channels, step * channels, count, part)
+            put(row, dx[t * channels : (t + 1) * channels])
             if (i + 1) % FEW == 0 or i == length - 1:
                 add(part, sums)
                 clear(part)
@@ -151,21 +155,20 @@ def _derive(dy, there, pre, silu, d, here, dbias):
 
 
 @loop
-def _collect(x, there, d, here, away, count, dx, sums):
-    """Adds a token's part of dw, and puts its dx where its d was."""
-    there, here, away, channels = np.uint64(there), np.uint64(here), np.uint64(away), np.uint64(len(dx))
+def collect(x, there, d, here, away, count, dtaps):
+    """dtaps[k] += d[here + k * away:] * x[there:], a token's share of dw, for k < count."""
+    there, here, away = np.uint64(there), np.uint64(here), np.uint64(away)
+    channels = np.uint64(dtaps.shape[1])
     if count == 4:
         d1, d2, d3 = here + away, here + away + away, here + away + away + away
         for c in range(channels):
             x_c = x[there + c]
-            sums[0, c] += d[here + c] * x_c
-            sums[1, c] += d[d1 + c] * x_c
-            sums[2, c] += d[d2 + c] * x_c
-            sums[3, c] += d[d3 + c] * x_c
-    else:
-        for k in range(count):
-            place = here + np.uint64(k) * away
-            for c in range(channels):
-                sums[k, c] += d[place + c] * x[there + c]
-    for c in range(channels):
-        d[here + c] = dx[c]
+            dtaps[0, c] += d[here + c] * x_c
+            dtaps[1, c] += d[d1 + c] * x_c
+            dtaps[2, c] += d[d2 + c] * x_c
+            dtaps[3, c] += d[d3 + c] * x_c
+        return
+    for k in range(count):
+        place = here + np.uint64(k) * away
+        for c in range(channels):
+            dtaps[k, c] += d[place + c] * x[there + c]

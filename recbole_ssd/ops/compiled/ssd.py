@@ -15,13 +15,17 @@ The gradient of log a[t] is what flows over the border before t: from every j < 
 S to the tokens from t on, from those before t to S', and from S to S'. Sums over all tokens before t or from t on are
 float64: where one is the whole less the other part, the same numbers are added and subtracted.
 
+x, B and C come from the short convolution and its SiLU (`causal_conv1d.py`), made a chunk at a time on the way in, and
+anew in the backward: they are never written to memory. Without a filter they are what was given.
+
 Every segment is worked on alone, and a product's shape does not depend on how full the chunk is: neither a neighbour
 nor a token's future reaches a result, not by a bit.
 
 Dao and Gu, ICML 2024, https://arxiv.org/abs/2405.21060, section 6, has the chunks; the schedule is ours.
 
 Shape letters:    T tokens    h heads    p head size    g groups    n state size    q tokens of a chunk
-                  m chunks with a state before them, at most    b blocks of segments
+                  c = h p + 2 g n    K width of the filter    m chunks with a state before them, at most
+                  b blocks of segments
 """
 
 from __future__ import annotations
@@ -33,78 +37,114 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..packing import Segments
-from .jit import Work, kernel, launch, loop, over_blocks, parallel_kernel
+from .causal_conv1d import taps_of
+from .jit import Work, flat, kernel, launch, loop, over_blocks, parallel_kernel
 from .matrices import add_multiply, multiply, transpose
 from .ssd_backward import backward
-from .ssd_chunk import CHUNK, decay, enter, fade, load, rows_of, scale, state_row, triangle
+from .ssd_chunk import CHUNK, columns, decay, enter, fade, rows_of, scale, state_row, triangle, weigh
 
 
 def ssd_numba(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, segments: Segments) -> Tensor:
     """The scan over a stream. Shapes as in `ssd_reference`; float32 or float64. Its chunks are its own."""
-    h, p = x.shape[1:]
-    D = (x.new_zeros(h, 1) if D is None else D.view(h, -1)).expand(h, p)
-    return _SSD.apply(x, dt, A, B, C, D, segments, torch.is_grad_enabled())
+    (h, p), groups = x.shape[1:], B.shape[1]
+    D = x.new_zeros(h, p) if D is None else D.view(h, -1).expand(h, p)
+    x, B, C = parts = [t.flatten(1) for t in (x, B, C)]
+    no_filter = [x.new_empty(sum(t.shape[1] for t in parts), *width) for width in ((0,), ())]
+    return _SSD.apply(x, B, C, dt, A, D, *no_filter, groups, segments, torch.is_grad_enabled())
+
+
+def conv_ssd_numba(
+    xBC: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    D: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    headdim: int,
+    ngroups: int,
+    segments: Segments,
+) -> Tensor:
+    """See `ops.conv_ssd.conv_ssd`; float32 or float64."""
+    D, nothing = D.view(len(A), -1).expand(len(A), headdim), xBC[:, :0]
+    return _SSD.apply(xBC, nothing, nothing, dt, A, D, weight, bias, ngroups, segments, torch.is_grad_enabled())
 
 
 class _SSD(torch.autograd.Function):
+    """With a filter x is all of xBC, and B and C have no columns."""
+
     @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, segments, grad_enabled):
-        inputs = [t.contiguous() for t in (x, dt, A, B, C, D)]
-        y = torch.empty_like(inputs[0])
+    def forward(ctx, x, B, C, dt, A, D, weight, bias, ngroups, segments, grad_enabled):
+        inputs = *(t.contiguous() for t in (dt, A, D)), taps_of(weight), bias.contiguous()
+        y = x.new_empty(len(x), *D.shape)
         kept = len(x) // CHUNK if grad_enabled and any(ctx.needs_input_grad) else 0
-        states = x.new_empty(kept, *x.shape[1:], B.shape[2])  # (m, h, p, n)
-        launch(_forward, *inputs, y, states, *Work.of(segments).arrays)
-        ctx.save_for_backward(*inputs, states)
-        ctx.segments = segments
+        states = x.new_empty(kept, *D.shape, (len(bias) - D.numel()) // (2 * ngroups))  # (m, h, p, n)
+        launch(_forward, *_sources(x, B, C), *inputs, ngroups, y, states, Work.of(segments).arrays)
+        ctx.save_for_backward(x, B, C, *inputs, states)
+        ctx.ngroups, ctx.segments = ngroups, segments
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        *inputs, states = ctx.saved_tensors
+        x, B, C, *inputs, states = ctx.saved_tensors
         work = Work.of(ctx.segments)
-        x, dt, A, B, C, D = inputs
-        dx, ddt, dB, dC = map(torch.empty_like, (x, dt, B, C))
-        dA, dD = (t.new_zeros(work.n_blocks, *t.shape, dtype=torch.float64) for t in (A, D))  # (b, ...)
-        launch(backward, *inputs, states, dy.contiguous(), dx, ddt, dA, dB, dC, dD, *work.arrays)
-        return dx, ddt, over_blocks(dA, A.dtype), dB, dC, over_blocks(dD, D.dtype), None, None
+        dt, A, D, taps, bias = inputs
+        dx, dB, dC = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, B, C))
+        ddt, sums = torch.empty_like(dt), (A.shape, D.shape, (len(taps) + 1, len(bias)))
+        # dfilter: of the taps, then of the bias
+        dA, dD, dfilter = (A.new_zeros(work.n_blocks, *shape, dtype=torch.float64) for shape in sums)
+        grads = tuple(t.numpy() for t in (dx, dB, dC)), ddt, dA, dD, dfilter
+        launch(backward, *_sources(x, B, C), *inputs, ctx.ngroups, states, dy.contiguous(), *grads, work.arrays)
+        dA, dD, dfilter = (over_blocks(t, dy.dtype) for t in (dA, dD, dfilter))
+        dweight, dbias = (dfilter[:-1].flip(0).t(), dfilter[-1]) if len(taps) else (None, None)
+        return dx, dB, dC, ddt, dA, dD, dweight, dbias, None, None, None
+
+
+def _sources(*tensors: Tensor) -> tuple:
+    """The numbers of each tensor as `flat` gives them, and how far apart its tokens are and how many columns it has."""
+    rows, strides = zip(*map(flat, tensors))
+    return rows, np.array([strides, [t.shape[1] for t in tensors]]).T.copy()
 
 
 @parallel_kernel
-def _forward(x, dt, A, B, C, D, y, states, borders, blocks, order, workers):
+def _forward(rows, layout, dt, A, D, taps, bias, groups, y, states, work):
+    borders, blocks, order, workers = work
     for worker in prange(len(workers) - 1):
         for b in order[workers[worker] : workers[worker + 1]]:
             for s in range(blocks[b], blocks[b + 1]):
-                for group in range(B.shape[1]):
-                    _outputs(borders[s], borders[s + 1], group, x, dt, A, B, C, D, y, states)
+                _outputs(borders[s], borders[s + 1], ((rows, layout), dt, A, D, taps, bias), groups, y, states)
 
 
 @kernel
-def _outputs(begin, end, group, x, dt, A, B, C, D, y, states):
-    """y of a segment and group, and the states before its chunks."""
-    (h, p), n, dtype = x.shape[1:], B.shape[2], x.dtype
-    heads, q = h // B.shape[1], rows_of(begin, end)
-    Bs, Cs, product = np.empty((q, n), dtype), np.empty((q, n), dtype), np.empty((q, q), dtype)
-    turned = np.empty((n, q), dtype)
+def _outputs(begin, end, inputs, groups, y, states):
+    """y of a segment, and the states before its chunks."""
+    sources, dt, A, D, taps, bias = inputs
+    (h, p), q, dtype = D.shape, rows_of(begin, end), D.dtype
+    heads, n = h // groups, (len(bias) - h * p) // (2 * groups)
+    values, Bs, Cs = np.empty((q, len(bias)), dtype), np.empty((q, n), dtype), np.empty((q, n), dtype)
+    product, turned = np.empty((q, q), dtype), np.empty((n, q), dtype)
     L, M, decays = np.empty((q, q), dtype), np.empty((q, q), dtype), np.empty((3, q), dtype)
     u, out = np.empty((q, p), dtype), np.empty((q, p), dtype)
-    state = np.zeros((heads, n, p), dtype)
+    state = np.zeros((h, n, p), dtype)
     for first in range(begin, end, CHUNK):
         last = min(first + CHUNK, end)
-        load(B, first, last, group, Bs)
-        load(C, first, last, group, Cs)
-        transpose(Bs, turned)
-        multiply(Cs, turned, product)
-        for local in range(heads):
-            head, S = group * heads + local, state[local]
-            decay(dt, A, first, last, head, decays)
+        place = begin, first, last, end
+        enter(sources, place, taps, bias, values, values[:0])
+        for head in range(h):
+            if head % heads == 0:
+                columns(values, h * p + head // heads * n, Bs)
+                columns(values, h * p + (groups + head // heads) * n, Cs)
+                transpose(Bs, turned)
+                multiply(Cs, turned, product)
+            S = state[head]
+            decay(dt, A, place, head, decays)
             triangle(product, decays, L, M)
-            enter(x, dt, first, last, head, u)
+            weigh(values, dt, place, head, u)
             multiply(M, u, out)
-            _leave(x, D, first, last, head, out, y)
+            _leave(values, D, place, head, out, y)
             if first > begin:
                 multiply(Cs, S, out)
-                _add_to(decays, first, last, head, out, y)
+                _add_to(decays, place, head, out, y)
                 if len(states):
                     transpose(S, states[state_row(begin, first), head])
             if last < end:
@@ -114,16 +154,19 @@ def _outputs(begin, end, group, x, dt, A, B, C, D, y, states):
 
 
 @loop
-def _leave(x, D, first, last, head, out, y):
+def _leave(values, D, place, head, out, y):
     """y = out + D x."""
+    _, first, last, _ = place
+    left = np.uint64(head * out.shape[1])
     for i in range(last - first):
-        for k in range(out.shape[1]):
-            y[first + i, head, k] = out[i, k] + D[head, k] * x[first + i, head, k]
+        for k in range(np.uint64(out.shape[1])):
+            y[first + i, head, k] = out[i, k] + D[head, k] * values[i, left + k]
 
 
 @loop
-def _add_to(decays, first, last, head, out, y):
+def _add_to(decays, place, head, out, y):
     """y += L0 out."""
+    _, first, last, _ = place
     for i in range(last - first):
         since = decays[1, i]
         for k in range(out.shape[1]):

@@ -5,66 +5,75 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from .causal_conv1d import collect, convolve
 from .jit import kernel, loop, parallel_kernel
 from .matrices import add, add_multiply, clear, multiply, transpose
-from .ssd_chunk import CHUNK, decay, enter, fade, load, rows_of, scale, state_row, triangle
+from .ssd_chunk import CHUNK, columns, decay, enter, fade, load, rows_of, scale, state_row, triangle, weigh
+from .vectors import add as add_row
+from .vectors import put, times
 
 
 @parallel_kernel
-def backward(x, dt, A, B, C, D, states, dy, dx, ddt, dA, dB, dC, dD, borders, blocks, order, workers):
+def backward(rows, layout, dt, A, D, taps, bias, groups, states, dy, grads, ddt, dA, dD, dfilter, work):
+    borders, blocks, order, workers = work
     for worker in prange(len(workers) - 1):
         for b in order[workers[worker] : workers[worker + 1]]:
             for s in range(blocks[b], blocks[b + 1]):
-                for group in range(B.shape[1]):
-                    span = borders[s], borders[s + 1], group
-                    outputs = dx, ddt, dA[b], dD[b]
-                    _gradients(span, (x, dt, A, D, states, dy), B, C, outputs, dB, dC)
+                sources, inputs, outputs = (rows, layout), (dt, A, D, states, dy), (ddt, dA[b], dD[b])
+                span, sums = (borders[s], borders[s + 1], groups), dfilter[b]
+                _gradients(span, sources, taps, bias, inputs, outputs, grads, sums)
 
 
 @kernel
-def _gradients(span, inputs, B, C, outputs, dB, dC):
-    """All gradients of a segment and group; those of A and D are added to their block's."""
-    begin, end, group = span
-    (h, p), n, dtype, q = inputs[0].shape[1:], B.shape[2], B.dtype, rows_of(begin, end)
-    heads = h // B.shape[1]
+def _gradients(span, sources, taps, bias, inputs, outputs, grads, dfilter):
+    """All gradients of a segment; those of A, D and the filter are added to their block's."""
+    begin, end, groups = span
+    (h, p), (width, c), q, dtype = inputs[2].shape, taps.shape, rows_of(begin, end), bias.dtype
+    heads, n = h // groups, (c - h * p) // (2 * groups)
+    values, slopes = np.empty((q, c), dtype), np.empty((q if width else 0, c), dtype)
+    dvalues = np.zeros((q + max(width - 1, 0), c), dtype)  # the last rows: of the first tokens of the next chunk
     Bs, Cs, product = np.empty((q, n), dtype), np.empty((q, n), dtype), np.empty((q, q), dtype)
     dBs, dCs, dproduct = np.empty((q, n), dtype), np.empty((q, n), dtype), np.empty((q, q), dtype)
     squares = np.empty((q, q), dtype), np.empty((q, q), dtype), np.empty((q, q), dtype)
     rows = np.empty((q, p), dtype), np.empty((q, p), dtype), np.empty((q, p), dtype), np.empty((q, p), dtype)
-    dstate = np.zeros((heads, n, p), dtype)
+    dstate = np.zeros((h, n, p), dtype)
     others = np.empty((3, q), dtype), np.empty(q, dtype), np.empty(q + 1), np.empty((q, n), dtype)
     turned = np.empty((n, q), dtype), np.empty((p, q), dtype), np.empty((p, n), dtype)
     for behind in range((end - begin + CHUNK - 1) // CHUNK):
         first = begin + ((end - begin - 1) // CHUNK - behind) * CHUNK
         place = begin, first, min(first + CHUNK, end), end
-        load(B, first, place[2], group, Bs)
-        load(C, first, place[2], group, Cs)
-        transpose(Bs, turned[0])
-        multiply(Cs, turned[0], product)
-        clear(dBs)
-        clear(dCs)
-        clear(dproduct)
-        for local in range(heads):
-            shared = Bs, Cs, product, dBs, dCs, dproduct, dstate[local]
-            _head(place, group * heads + local, inputs, shared, outputs, squares, rows, turned[1:], others)
-        add_multiply(dproduct, Bs, dCs)
-        add_multiply(dproduct.T, Cs, dBs)
-        _store(dBs, first, place[2], group, dB)
-        _store(dCs, first, place[2], group, dC)
+        enter(sources, place, taps, bias, values, slopes)
+        for group in range(groups):
+            left = h * p + group * n, h * p + (groups + group) * n
+            columns(values, left[0], Bs)
+            columns(values, left[1], Cs)
+            transpose(Bs, turned[0])
+            multiply(Cs, turned[0], product)
+            clear(dBs)
+            clear(dCs)
+            clear(dproduct)
+            for head in range(group * heads, (group + 1) * heads):
+                shared = values, Bs, Cs, product, dvalues, dBs, dCs, dproduct, dstate[head]
+                _head(place, head, inputs, shared, outputs, squares, rows, turned[1:], others)
+            add_multiply(dproduct, Bs, dCs)
+            add_multiply(dproduct.T, Cs, dBs)
+            _store(dBs, left[0], dvalues)
+            _store(dCs, left[1], dvalues)
+        _leave(sources, place, taps, slopes, dvalues, grads, dfilter)
 
 
 @kernel
 def _head(place, head, inputs, shared, outputs, squares, rows, turned, others):
     """A head's share of a chunk: dx, ddt, dA and dD, and what is added to dB, dC and the gradient Z of the state."""
     begin, first, last, end = place
-    x, dt, A, D, states, dy = inputs
-    Bs, Cs, product, dBs, dCs, dproduct, Z = shared
-    dx, ddt, dA, dD = outputs
+    dt, A, D, states, dy = inputs
+    values, Bs, Cs, product, dvalues, dBs, dCs, dproduct, Z = shared
+    ddt, dA, dD = outputs
     (L, M, dM), (u, du, v, dout), (uT, ZT), (decays, inside, flow, part) = squares, rows, turned, others
-    decay(dt, A, first, last, head, decays)
+    decay(dt, A, place, head, decays)
     triangle(product, decays, L, M)
-    enter(x, dt, first, last, head, u)
-    load(dy, first, last, head, dout)
+    weigh(values, dt, place, head, u)
+    load(dy, place, head, dout)
     multiply(M.T, dout, du)
     transpose(u, uT)
     multiply(dout, uT, dM)
@@ -86,9 +95,9 @@ def _head(place, head, inputs, shared, outputs, squares, rows, turned, others):
         _entering(Cs, part, flow)
         add(part, dCs)
         add_multiply(Cs.T, dout, Z)
-    dA[head] += _finish(first, last, head, A, dt, x, du, inside, flow, ddt)
-    _skip(first, last, head, dt, D, dy, du, dx)
-    _skipped(first, last, head, x, dy, dD)
+    dA[head] += _finish(place, head, A, dt, values, du, inside, flow, ddt)
+    _skip(place, head, dt, D, dy, du, dvalues)
+    _skipped(place, head, values, dy, dD)
 
 
 @kernel
@@ -144,43 +153,76 @@ def _inner(a, b):
 
 
 @loop
-def _finish(first, last, head, A, dt, x, du, inside, flow, ddt):
+def _finish(place, head, A, dt, values, du, inside, flow, ddt):
     """ddt of a chunk and head, and its share of dA: what flows over each border, and what passes du."""
+    _, first, last, _ = place
     total, dA, rate = flow[len(du)], 0.0, float(A[head])
+    left = np.uint64(head * du.shape[1])
     for behind in range(last - first):
         i = last - first - 1 - behind
         total += flow[i]
-        step, direct = dt[first + i, head], x.dtype.type(0)
-        for k in range(du.shape[1]):
-            direct += du[i, k] * x[first + i, head, k]
+        step, direct = dt[first + i, head], du.dtype.type(0)
+        for k in range(np.uint64(du.shape[1])):
+            direct += du[i, k] * values[i, left + k]
         dA += (total + inside[i]) * step
         ddt[first + i, head] = (total + inside[i]) * rate + direct
     return dA
 
 
 @loop
-def _skip(first, last, head, dt, D, dy, du, dx):
+def _skip(place, head, dt, D, dy, du, dvalues):
     """dx of a chunk and head."""
+    _, first, last, _ = place
+    left = np.uint64(head * du.shape[1])
     for i in range(last - first):
         step = dt[first + i, head]
-        for k in range(du.shape[1]):
-            dx[first + i, head, k] = step * du[i, k] + D[head, k] * dy[first + i, head, k]
+        for k in range(np.uint64(du.shape[1])):
+            dvalues[i, left + k] = step * du[i, k] + D[head, k] * dy[first + i, head, k]
 
 
 @kernel
-def _skipped(first, last, head, x, dy, dD):
+def _skipped(place, head, values, dy, dD):
     """A chunk's and head's share of dD."""
-    total = np.zeros(x.shape[2], x.dtype)
-    for t in range(first, last):
-        for k in range(len(total)):
-            total[k] += dy[t, head, k] * x[t, head, k]
+    _, first, last, _ = place
+    total = np.zeros(dD.shape[1], values.dtype)
+    left = np.uint64(head * len(total))
+    for i in range(last - first):
+        for k in range(np.uint64(len(total))):
+            total[k] += dy[first + i, head, k] * values[i, left + k]
     for k in range(len(total)):
         dD[head, k] += total[k]
 
 
 @loop
-def _store(rows, first, last, group, out):
-    """A chunk's rows of dB or dC."""
+def _store(rows, left, dvalues):
+    """A chunk's dB or dC."""
+    left = np.uint64(left)
+    for i in range(len(rows)):
+        for k in range(np.uint64(rows.shape[1])):
+            dvalues[i, left + k] = rows[i, k]
+
+
+@kernel
+def _leave(sources, place, taps, slopes, dvalues, grads, dfilter):
+    """From the gradient of a chunk's values to those of its sources, and what is added to that of the filter."""
+    (_, first, last, _), (rows, layout), (width, channels) = place, sources, taps.shape
+    d, part, nothing = dvalues.reshape(-1), np.zeros(dfilter.shape, taps.dtype), np.zeros(channels, taps.dtype)
+    if not width:
+        for t in range(first, last):
+            here = (t - first) * channels
+            for grad in grads:
+                put(d[here : here + grad.shape[1]], grad[t])
+                here += grad.shape[1]
+        return
     for i in range(last - first):
-        for k in range(rows.shape[1]):
-            out[first + i, group, k] = rows[i, k]
+        times(slopes[i], dvalues[i])
+        add_row(dvalues[i], part[width])
+    clear(dvalues[: len(slopes)], last - first)
+    x, stride, dx = rows[0], layout[0, 0], grads[0].reshape(-1)
+    for t in range(first, last):
+        here = (t - first) * channels
+        convolve(d, here, channels, taps, width, nothing, False, dx, t * channels)
+        collect(x, t * stride, d, here, channels, width, part)
+    add(part, dfilter)
+    for behind in range(1, width):
+        put(dvalues[width - 1 - behind], dvalues[len(dvalues) - behind])

@@ -1,6 +1,7 @@
-"""A chunk of `ssd.py` for one head: what its forward and its backward share.
+"""A chunk of `ssd.py`: what its forward and its backward share.
 
-Rows beyond the segment's end are zeros. Letters as in `ssd.py`.
+The values of a chunk are rows of x of all heads, B of all groups and C of all groups. Rows beyond the segment's end
+are zeros. Letters as in `ssd.py`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import math
 
 import numpy as np
 
+from .causal_conv1d import convolve
 from .jit import kernel, loop
 from .matrices import clear
+from .vectors import put, silu_and_slope
 
 CHUNK = 32  # tokens; twice as many cost more in the triangle than they save in states
 SHORT = 16  # tokens of a segment that takes half a chunk
@@ -28,22 +31,54 @@ def state_row(begin, first):
     return begin // CHUNK + (first - begin) // CHUNK - 1
 
 
+@kernel
+def enter(sources, place, taps, bias, values, slopes):
+    """The values of a chunk: all sources, or the first through the filter; and the slopes, where they have room."""
+    (begin, first, last, _), (rows, layout), (width, channels) = place, sources, taps.shape
+    row, flat = np.empty_like(bias), values.reshape(-1)
+    for t in range(first, last):
+        here, count, x, stride = (t - first) * channels, min(t - begin + 1, width), rows[0], layout[0, 0]
+        if not width:
+            for k, x in enumerate(rows):
+                stride, size = layout[k, 0], layout[k, 1]
+                put(x[t * stride : t * stride + size], flat[here : here + size])
+                here += size
+        elif len(slopes):
+            convolve(x, t * stride, -stride, taps, count, bias, False, row, 0)
+            silu_and_slope(row, values[t - first], slopes[t - first])
+        else:
+            convolve(x, t * stride, -stride, taps, count, bias, True, flat, here)
+    clear(values, last - first)
+
+
 @loop
-def load(rows, first, last, group, out):
-    """A chunk of B or C; zeros after the segment's end."""
+def load(rows, place, head, out):
+    """A chunk of one head; zeros after the segment's end."""
+    _, first, last, _ = place
     for i in range(last - first):
         for k in range(out.shape[1]):
-            out[i, k] = rows[first + i, group, k]
+            out[i, k] = rows[first + i, head, k]
     clear(out, last - first)
 
 
 @loop
-def enter(x, dt, first, last, head, u):
-    """u = dt x of a chunk; zeros after the segment's end."""
+def columns(values, left, out):
+    """Some columns of a chunk, by themselves."""
+    left = np.uint64(left)
+    for i in range(len(out)):
+        for k in range(np.uint64(out.shape[1])):
+            out[i, k] = values[i, left + k]
+
+
+@loop
+def weigh(values, dt, place, head, u):
+    """u = dt x of a head."""
+    _, first, last, _ = place
+    left = np.uint64(head * u.shape[1])
     for i in range(last - first):
         step = dt[first + i, head]
-        for k in range(u.shape[1]):
-            u[i, k] = step * x[first + i, head, k]
+        for k in range(np.uint64(u.shape[1])):
+            u[i, k] = step * values[i, left + k]
     clear(u, last - first)
 
 
@@ -64,8 +99,9 @@ def fade(decay, state):
 
 
 @loop
-def decay(dt, A, first, last, head, decays):
+def decay(dt, A, place, head, decays):
     """a, and the products of a up to each token and after it."""
+    _, first, last, _ = place
     count, rate, passed = last - first, float(A[head]), 1.0
     for i in range(count):
         decays[0, i] = a = math.exp(dt[first + i, head] * rate)
