@@ -11,6 +11,7 @@ from recbole.utils import init_seed
 from record import SEED
 
 from recbole_ssd import Config, create_dataset, data_preparation
+from recbole_ssd.allocator import keep_freed_memory
 from recbole_ssd.data.dataloader import is_packed
 from recbole_ssd.optimizer import for_packed
 
@@ -29,6 +30,8 @@ class Steps:
     def __init__(self, model: str, dataset: str = "ml-100k", precision: str = "float32", **settings):
         self.config = Config(model, dataset, config_dict={"show_progress": False, "seed": SEED, **settings})
         self.device, self.precision = self.config["device"], precision
+        if self.device.type == "cpu":
+            keep_freed_memory()  # as our Trainer does, whatever the model
         init_seed(SEED, True)
         self.data, self.valid_data, _ = data_preparation(self.config, create_dataset(self.config))
         self.model = self.config.model_class(self.config, self.data.dataset).to(self.device).train()

@@ -16,6 +16,7 @@ from recbole.utils import early_stopping, get_gpu_usage, get_local_time, set_col
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from recbole_ssd.allocator import keep_freed_memory
 from recbole_ssd.checkpoint import (
     check_groups,
     check_same_items,
@@ -96,6 +97,8 @@ class Trainer(RecBoleTrainer):
                 f"nothing is left to train: the checkpoint is of epoch {self.start_epoch - 1}, counted from 0, and "
                 f"'epochs' is {self.epochs}; set config['epochs'] higher before the Trainer is made"
             )
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._epoch, self._fit_started, self.cut = None, self._now(), False
         self._items = names_of_items(train_data)
         if self._resumed:

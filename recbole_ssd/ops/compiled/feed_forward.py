@@ -24,7 +24,7 @@ from .activations import NUMBERS, activate, activate_and_slope
 from .add_norm import add_norm, add_norm_backward
 from .dropout import drop, new_draw
 from .jit import kernel, launch, over_blocks, parallel_kernel
-from .matrices import ROWS, add_multiply, multiply, stripe, stripes
+from .matrices import ROWS, add_multiply, multiply, product, stripe, stripes
 from .vectors import add, clear, times
 
 
@@ -50,7 +50,7 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx, dy):
         x, n, scale, *parameters = ctx.saved_tensors
         w1, b1, w2, _, gain, _ = parameters
-        dx, grads = torch.empty_like(x), [p.new_zeros(stripes(len(x)), *p.shape) for p in parameters]
+        dx, grads = torch.empty_like(x), [p.new_empty(stripes(len(x)), *p.shape) for p in parameters]
         launch(_backward, x, w1, w1.t().contiguous(), b1, w2, gain, *ctx.options, n, scale, dy.contiguous(), dx, *grads)
         return dx, *(over_blocks(grad, dy.dtype) for grad in grads), None, None
 
@@ -91,13 +91,18 @@ def _backward(
 
 @kernel
 def _backward_stripe(rows, x, parameters, options, n, scale, dy, dx, grads):
-    """Fills some rows of dx, and adds to the parameters' gradients."""
+    """Fills some rows of dx, and the parameters' gradients of a stripe."""
     (w1, w1t, b1, w2, gain), (activation, inner_draw, draw) = parameters, options
     dw1, db1, dw2, db2, dgain, dshift = grads
     (f, d), count = w1.shape, max(1, min(ROWS, rows[1] - rows[0]))
     u, g = np.empty((count, f), x.dtype), np.empty((count, f), x.dtype)
     slope, dbranch = np.empty((count, f), x.dtype), np.empty((count, d), x.dtype)
     inner_sum, sums = np.empty(f, x.dtype), np.empty((3, d), x.dtype)  # of a block
+    for grad in (db1, db2, dgain, dshift):
+        clear(grad)
+    if rows[0] == rows[1]:  # there are none at all
+        matrices.clear(dw1)
+        matrices.clear(dw2)
     for first in range(rows[0], rows[1], count):
         last = min(first + count, rows[1])
         size, here = last - first, x[first:last]
@@ -111,13 +116,13 @@ def _backward_stripe(rows, x, parameters, options, n, scale, dy, dx, grads):
             drop(g[i], t * f, inner_draw)
             add_norm_backward(t, n[t], scale[t], gain, draw, dy[t], dbranch[i], dx[t], sums[0], sums[1])
             add(dbranch[i], sums[2])
-        add_multiply(dbranch[:size].T, g[:size], dw2)
+        product(dbranch[:size].T, g[:size], dw2, first > rows[0])
         multiply(dbranch[:size], w2, u[:size])  # of g, and with its slope of u
         for i in range(size):
             drop(u[i], (first + i) * f, inner_draw)
             times(slope[i], u[i])
             add(u[i], inner_sum)
-        add_multiply(u[:size].T, here, dw1)
+        product(u[:size].T, here, dw1, first > rows[0])
         add_multiply(u[:size], w1, dx[first:last])
         add(inner_sum, db1)
         for total, grad in zip(sums, (dgain, dshift, db2)):
