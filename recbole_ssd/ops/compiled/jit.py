@@ -119,20 +119,31 @@ def _threads() -> int:
 
 
 def launch(kernel, *arguments) -> None:
-    """Calls a parallel kernel with torch's number of threads; tensors are handed over as arrays, without a copy."""
+    """Calls a parallel kernel with torch's number of threads; tensors, alone or in tuples, become arrays, uncopied."""
     if not kernel.overloads:  # its first call in this process
         support.started = True
         _forget_stale(kernel.stats.cache_path)
         if not _is_kept(kernel):
             kept = "keeps them for later runs" if OPTIONS["cache"] else "can keep them nowhere: set NUMBA_CACHE_DIR"
             log_once(f"numba compiles kernels for this CPU, which takes most of a minute, and {kept}")
-    arrays = [t.detach().numpy() if isinstance(t, Tensor) else t for t in arguments]
+    arrays = _as_arrays(arguments)
     threads = torch.get_num_threads()
     with _one_at_a_time:
         numba.set_num_threads(_threads())
         if torch.get_num_threads() != threads:  # numba's OpenMP layer, when it starts, sets the number for both
             torch.set_num_threads(threads)
         kernel(*arrays)
+
+
+def _as_arrays(arguments: tuple) -> tuple:
+    found = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            argument = argument.detach().numpy()
+        elif isinstance(argument, tuple):
+            argument = _as_arrays(argument)
+        found.append(argument)
+    return tuple(found)
 
 
 def _is_kept(kernel) -> bool:

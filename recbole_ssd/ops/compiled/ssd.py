@@ -93,7 +93,7 @@ class _SSD(torch.autograd.Function):
         ddt, sums = torch.empty_like(dt), (A.shape, D.shape, (len(taps) + 1, len(bias)))
         # dfilter: of the taps, then of the bias
         dA, dD, dfilter = (A.new_zeros(work.n_blocks, *shape, dtype=torch.float64) for shape in sums)
-        grads = tuple(t.numpy() for t in (dx, dB, dC)), ddt, dA, dD, dfilter
+        grads = (dx, dB, dC), ddt, dA, dD, dfilter
         launch(backward, *_sources(x, B, C), *inputs, ctx.ngroups, states, dy.contiguous(), *grads, work.arrays)
         dA, dD, dfilter = (over_blocks(t, dy.dtype) for t in (dA, dD, dfilter))
         dweight, dbias = (dfilter[:-1].flip(0).t(), dfilter[-1]) if len(taps) else (None, None)
