@@ -174,7 +174,8 @@ def flat(x: Tensor) -> tuple[np.ndarray, int]:
     """
     x = x.detach() if x.stride(1) == 1 else x.detach().contiguous()
     tokens, channels = x.shape
-    return x.as_strided((max(0, (tokens - 1) * x.stride(0) + channels),), (1,)).numpy(), x.stride(0)
+    numbers = (tokens - 1) * x.stride(0) + channels if x.numel() else 0
+    return x.as_strided((numbers,), (1,)).numpy(), x.stride(0)
 
 
 def exp(x: float) -> float:

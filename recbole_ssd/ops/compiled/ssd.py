@@ -65,7 +65,7 @@ def conv_ssd_numba(
     segments: Segments,
 ) -> Tensor:
     """See `ops.conv_ssd.conv_ssd`; float32 or float64."""
-    D, nothing = D.view(len(A), -1).expand(len(A), headdim), xBC[:, :0]
+    D, nothing = D.view(len(A), -1).expand(len(A), headdim), xBC.new_empty(len(xBC), 0)
     return _SSD.apply(xBC, nothing, nothing, dt, A, D, weight, bias, ngroups, segments, torch.is_grad_enabled())
 
 
