@@ -124,7 +124,7 @@ def _outputs(begin, end, inputs, groups, y, states):
     values, Bs, Cs = np.empty((q, len(bias)), dtype), np.empty((q, n), dtype), np.empty((q, n), dtype)
     product, turned = np.empty((q, q), dtype), np.empty((n, q), dtype)
     L, M, decays = np.empty((q, q), dtype), np.empty((q, q), dtype), np.empty((3, q), dtype)
-    u, out = np.empty((q, p), dtype), np.empty((q, p), dtype)
+    row, u, out = np.empty(q, dtype), np.empty((q, p), dtype), np.empty((q, p), dtype)
     state = np.zeros((h, n, p), dtype)
     for first in range(begin, end, CHUNK):
         last = min(first + CHUNK, end)
@@ -138,7 +138,7 @@ def _outputs(begin, end, inputs, groups, y, states):
                 multiply(Cs, turned, product)
             S = state[head]
             decay(dt, A, place, head, decays)
-            triangle(product, decays, L, M)
+            triangle(product, decays, row, L, M)
             weigh(values, dt, place, head, u)
             multiply(M, u, out)
             _leave(values, D, place, head, out, y)

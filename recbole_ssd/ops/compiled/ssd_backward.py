@@ -34,10 +34,11 @@ def _gradients(span, sources, taps, bias, inputs, outputs, grads, dfilter):
     dvalues = np.zeros((q + max(width - 1, 0), c), dtype)  # the last rows: of the first tokens of the next chunk
     Bs, Cs, product = np.empty((q, n), dtype), np.empty((q, n), dtype), np.empty((q, q), dtype)
     dBs, dCs, dproduct = np.empty((q, n), dtype), np.empty((q, n), dtype), np.empty((q, q), dtype)
-    squares = np.empty((q, q), dtype), np.empty((q, q), dtype), np.empty((q, q), dtype)
+    squares = np.empty((q, q), dtype), np.empty((q, q), dtype), np.empty((q, q), dtype), np.empty((q, q), dtype)
     rows = np.empty((q, p), dtype), np.empty((q, p), dtype), np.empty((q, p), dtype), np.empty((q, p), dtype)
     dstate = np.zeros((h, n, p), dtype)
-    others = np.empty((3, q), dtype), np.empty(q, dtype), np.empty(q + 1), np.empty((q, n), dtype)
+    sums = np.empty((2, q), dtype), np.empty(p, dtype), np.empty(q + 1)
+    others = np.empty((3, q), dtype), *sums, np.empty((q, n), dtype)
     turned = np.empty((n, q), dtype), np.empty((p, q), dtype), np.empty((p, n), dtype)
     for behind in range((end - begin + CHUNK - 1) // CHUNK):
         first = begin + ((end - begin - 1) // CHUNK - behind) * CHUNK
@@ -69,15 +70,17 @@ def _head(place, head, inputs, shared, outputs, squares, rows, turned, others):
     dt, A, D, states, dy = inputs
     values, Bs, Cs, product, dvalues, dBs, dCs, dproduct, Z = shared
     ddt, dA, dD = outputs
-    (L, M, dM), (u, du, v, dout), (uT, ZT), (decays, inside, flow, part) = squares, rows, turned, others
+    (L, M, dM, flows), (u, du, v, dout), (uT, ZT), (decays, sums, row, flow, part) = squares, rows, turned, others
     decay(dt, A, place, head, decays)
-    triangle(product, decays, L, M)
+    triangle(product, decays, sums[0], L, M)
     weigh(values, dt, place, head, u)
     load(dy, place, head, dout)
     multiply(M.T, dout, du)
     transpose(u, uT)
     multiply(dout, uT, dM)
-    _within(L, M, dM, dproduct, inside)
+    _suffixes(L, M, dM, sums[0], flows, dproduct)
+    transpose(flows, dM)  # which has been read
+    _sums_before(dM, sums[1])
     for i in range(len(flow)):
         flow[i] = 0
     if last < end:
@@ -86,35 +89,41 @@ def _head(place, head, inputs, shared, outputs, squares, rows, turned, others):
         transpose(Z, ZT)
         add_multiply(u, ZT, dBs)
     if first > begin:
-        ST, over = states[state_row(begin, first), head], decays[1, len(u) - 1]
+        ST, whole = states[state_row(begin, first), head], decays[1, len(u) - 1]
         if last < end:
-            flow[len(u)] += over * _inner(ST, ZT)
-            fade(over, Z)
+            flow[len(u)] += whole * _inner(ST, ZT)
+            fade(whole, Z)
         scale(decays[1], dout)
         multiply(dout, ST, part)
         _entering(Cs, part, flow)
         add(part, dCs)
         add_multiply(Cs.T, dout, Z)
-    dA[head] += _finish(place, head, A, dt, values, du, inside, flow, ddt)
-    _skip(place, head, dt, D, dy, du, dvalues)
-    _skipped(place, head, values, dy, dD)
+    dA[head] += _finish(place, head, A, dt, values, du, sums[1], flow, ddt)
+    _skip(place, head, dt, D, values, dy, du, row, dvalues, dD)
 
 
-@kernel
-def _within(L, M, dM, dproduct, inside):
-    """Adds dM * L to the gradient of C B^T; inside[t]: what flows over the border before t within the chunk."""
-    over = np.zeros(len(L), L.dtype)  # from each j < t to all tokens from t on
+@loop
+def _suffixes(L, M, dM, row, flows, dproduct):
+    """Adds dM * L to the gradient of C B^T; flows[t, j]: from j to all tokens from t on, within the chunk."""
+    for j in range(len(row)):
+        row[j] = 0
     for behind in range(len(L)):
         t = len(L) - 1 - behind
-        for j in range(len(over)):
+        for j in range(len(row)):
             dproduct[t, j] += L[t, j] * dM[t, j]
-        for j in range(len(over)):
-            over[j] += M[t, j] * dM[t, j]
-        over[t] = 0
-        total = over[0]
-        for j in range(1, len(over)):
-            total += over[j]
-        inside[t] = total
+            row[j] += M[t, j] * dM[t, j]
+            flows[t, j] = row[j]
+
+
+@loop
+def _sums_before(flows, inside):
+    """inside[t]: what flows over the border before t, the sum of flows[j, t] from all j < t."""
+    zero = inside.dtype.type(0)
+    for t in range(len(inside)):
+        inside[t] = 0
+    for j in range(len(flows)):
+        for t in range(len(inside)):
+            inside[t] += flows[j, t] if j < t else zero
 
 
 @loop
@@ -170,27 +179,20 @@ def _finish(place, head, A, dt, values, du, inside, flow, ddt):
 
 
 @loop
-def _skip(place, head, dt, D, dy, du, dvalues):
-    """dx of a chunk and head."""
+def _skip(place, head, dt, D, values, dy, du, row, dvalues, dD):
+    """dx of a chunk and head, and its share of dD; `row` is scratch, (p,)."""
     _, first, last, _ = place
-    left = np.uint64(head * du.shape[1])
+    left = np.uint64(head * len(row))
+    for k in range(len(row)):
+        row[k] = 0
     for i in range(last - first):
         step = dt[first + i, head]
-        for k in range(np.uint64(du.shape[1])):
-            dvalues[i, left + k] = step * du[i, k] + D[head, k] * dy[first + i, head, k]
-
-
-@kernel
-def _skipped(place, head, values, dy, dD):
-    """A chunk's and head's share of dD."""
-    _, first, last, _ = place
-    total = np.zeros(dD.shape[1], values.dtype)
-    left = np.uint64(head * len(total))
-    for i in range(last - first):
-        for k in range(np.uint64(len(total))):
-            total[k] += dy[first + i, head, k] * values[i, left + k]
-    for k in range(len(total)):
-        dD[head, k] += total[k]
+        for k in range(np.uint64(len(row))):
+            given = dy[first + i, head, k]
+            dvalues[i, left + k] = step * du[i, k] + D[head, k] * given
+            row[k] += given * values[i, left + k]
+    for k in range(len(row)):
+        dD[head, k] += row[k]
 
 
 @loop

@@ -116,15 +116,15 @@ def decay(dt, A, place, head, decays):
         decays[0, i] = decays[1, i] = decays[2, i] = 0
 
 
-@kernel
-def triangle(product, decays, L, M):
-    """L, and M = C B^T * L, from C B^T."""
-    row = np.zeros(len(L), L.dtype)
+@loop
+def triangle(product, decays, row, L, M):
+    """L, and M = C B^T * L, from C B^T; `row` is scratch, (q,)."""
+    for j in range(len(row)):
+        row[j] = 0
+    one = row.dtype.type(1)
     for i in range(len(L)):
         a = decays[0, i]
         for j in range(len(row)):
-            row[j] *= a
-        row[i] = 1
-        for j in range(len(row)):
+            row[j] = one if j == i else a * row[j]
             L[i, j] = row[j]
             M[i, j] = product[i, j] * row[j]
