@@ -111,10 +111,9 @@ def machine(device: torch.device) -> dict:
     }
 
 
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _cpu_name(cpuinfo: str = "/proc/cpuinfo") -> str:
+    """With the numbers of its kind: virtual machines call several generations by one name."""
+    told = Path(cpuinfo).read_text(encoding="utf-8", errors="replace") if Path(cpuinfo).is_file() else ""
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in told.splitlines())}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    return f"{name}, family {facts['cpu family']} model {facts['model']}" if "cpu family" in facts else name

@@ -120,3 +120,12 @@ def test_the_commit_is_that_of_our_own_checkout(tmp_path, monkeypatch):
     assert re.fullmatch("[0-9a-f]{7,}", environment.commit.__wrapped__())
     place.write_text("changed")
     assert environment.commit.__wrapped__().endswith("+changes")
+
+
+def test_a_processor_is_named_with_its_generation(tmp_path):
+    (tmp_path / "x86").write_text(
+        "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nbugs\t\t:\n" * 2
+    )
+    (tmp_path / "arm").write_text("processor\t: 0\nBogoMIPS\t: 50.00\n")
+    assert environment._cpu_name(tmp_path / "x86") == "AMD EPYC, family 26 model 2"
+    assert environment._cpu_name(tmp_path / "arm") == environment._cpu_name(tmp_path / "nothing") != ""
