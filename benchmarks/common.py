@@ -24,14 +24,17 @@ class Steps:
     Args:
         model, dataset: names.
         precision: `bfloat16` runs the forward pass under autocast, whatever the model; `float32` does not.
+        keeps_memory: as our Trainer has it on a CPU, whatever the model; RecBole's does not.
         settings: of the config.
     """
 
-    def __init__(self, model: str, dataset: str = "ml-100k", precision: str = "float32", **settings):
+    def __init__(
+        self, model: str, dataset: str = "ml-100k", precision: str = "float32", keeps_memory: bool = True, **settings
+    ):
         self.config = Config(model, dataset, config_dict={"show_progress": False, "seed": SEED, **settings})
         self.device, self.precision = self.config["device"], precision
-        if self.device.type == "cpu":
-            keep_freed_memory()  # as our Trainer does, whatever the model
+        if keeps_memory and self.device.type == "cpu":
+            keep_freed_memory()
         init_seed(SEED, True)
         self.data, self.valid_data, _ = data_preparation(self.config, create_dataset(self.config))
         self.model = self.config.model_class(self.config, self.data.dataset).to(self.device).train()

@@ -6,7 +6,8 @@ Every model lives in a process of its own, so that none disturbs another's memor
 one whole epoch of ours, then some batches of each baseline (their median, times the number of batches), then torch.mm;
 what else happens on the machine hits all of them, and a ratio is the median of the rounds' ratios. The loader's time is
 included everywhere; the baselines read through our loaders, which are faster than RecBole's own. RecBole's models are
-timed as they run here and as they come, with the anomaly detection that importing them switches on. Evaluation is the
+timed as they run here and as they come, with the anomaly detection that importing them switches on, and without what
+our Trainer tells the C library about memory (`allocator.py`), which helps them more than ours. Evaluation is the
 scoring of all items for all users. The arithmetic floor is torch.mm's time for the products of the plain forms,
 whatever computes them. Data preparation is timed in processes of its own as well. Writes
 benchmarks/results/training.json.
@@ -88,13 +89,14 @@ def work(name: str) -> None:
     """The worker's side: answers `epoch`, `batches N` and `report`, one line of JSON each."""
     before = peak_rss_mb()
     model, settings = MODELS[name]
-    steps = Steps(model, **settings)
+    as_it_comes = name.endswith(AS_IT_COMES)
+    steps = Steps(model, keeps_memory=not as_it_comes, **settings)
     # Two steps of warm-up, not timed: the first in plain torch, whose products can be counted.
     with mock.patch.object(on_cpu, "refusal", lambda x: "they are counted"), FlopCounterMode(display=False) as counter:
         steps.step()
     steps.step()
     flop = counter.get_total_flops() * steps.n_batches
-    torch.autograd.set_detect_anomaly(name.endswith(AS_IT_COMES))
+    torch.autograd.set_detect_anomaly(as_it_comes)
     for line in sys.stdin:
         question = line.split()
         if question[0] == "report":
