@@ -23,6 +23,7 @@ from gpu.streams import borders, histories
 from record import SEED, save
 from torch import Tensor
 
+from recbole_ssd.ops.conv_ssd import conv_ssd
 from recbole_ssd.ops.feed_forward import feed_forward
 from recbole_ssd.ops.gated_directions import gated_directions
 from recbole_ssd.ops.linear import linear
@@ -40,6 +41,12 @@ class GatedDirections(GatedRMSNorm):
     def call(self, inputs: dict, segments: Segments, backend: str, dtype: torch.dtype) -> Tensor:
         y, r, z, weight = (inputs[name] for name in ("y", "r", "z", "weight"))
         return gated_directions(y, r, z, weight, 1.0, segments, backend=backend)
+
+
+class ConvSSD(PrefixReadout):
+    def call(self, inputs: dict, segments: Segments, backend: str, dtype: torch.dtype) -> Tensor:
+        sizes = {"headdim": self.p, "ngroups": self.g, "cu_seqlens": segments}
+        return conv_ssd(**inputs, **sizes, backend=backend, conv_backend=backend)
 
 
 class FeedForward(Op):
@@ -75,6 +82,7 @@ class Linear(Op):
 OPS = {
     "`ssd`, 4 heads of 32, 64 states": SSD(128, 32, 64),
     "`ssd`, 8 heads of 32, 64 states": SSD(256, 32, 64),
+    "`conv_ssd`, 4 heads of 32, 64 states, 4 taps": ConvSSD(128, 32, 64),
     "`prefix_readout`, 4 heads of 32, 64 states": PrefixReadout(128, 32, 64),
     "`selective_scan`, 128 channels, 16 states": SelectiveScan(128, 16),
     "`selective_scan`, 256 channels, 32 states": SelectiveScan(256, 32),

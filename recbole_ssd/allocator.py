@@ -2,7 +2,7 @@
 
 The C library of Linux gives large pieces of memory back to the system when they are freed, and asks for them anew at
 the next step; the system then clears them page by page: 500 to 2,300 pages in every step of SSD4Rec on ml-100k, which
-takes 1 to 4 of its 41 ms. More memory than at the most is not held: the largest piece that is kept was in use before.
+takes 1 to 4 of its 41 ms. What is kept is at most MOST at the heap's end, and the holes between pieces in use.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from functools import cache
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt's in malloc.h
 LARGEST = 2**25  # bytes of a piece that is kept: older libraries take no more
 MOST = 2**29  # bytes that are free, before some are given back
-CHOICES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")  # of the user
+CHOICES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Tells the C library so, once for this process; False where it is another one, or the user has told it something.
+    """Tells the C library so, once for this process. See mallopt(3).
 
-    See mallopt(3).
+    Returns:
+        False where it is not glibc, where it refuses, or where one of CHOICES stands in the environment.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in CHOICES):
         return False

@@ -111,7 +111,7 @@ def machine(device: torch.device) -> dict:
     }
 
 
-def _cpu_name(cpuinfo: str = "/proc/cpuinfo") -> str:
+def _cpu_name(cpuinfo: Path | str = "/proc/cpuinfo") -> str:
     """With the numbers of its kind: virtual machines call several generations by one name."""
     told = Path(cpuinfo).read_text(encoding="utf-8", errors="replace") if Path(cpuinfo).is_file() else ""
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in told.splitlines())}

@@ -366,3 +366,13 @@ def test_time_that_is_over_in_the_last_epoch_cuts_nothing(build, clock):
     trainer, (train, valid, _) = build(epochs=1, max_train_s=0.5)
     trainer.fit(train, valid, verbose=False)
     assert not trainer.cut
+
+
+@pytest.mark.parametrize("model", ["GRU4Rec", "SSD4Rec"])
+def test_keeps_what_a_step_frees(build, monkeypatch, model):
+    told = []
+    monkeypatch.setattr("recbole_ssd.trainer.keep_freed_memory", lambda: told.append(model))
+    trainer, (train, *_) = build(model, epochs=1)
+    assert not told  # to evaluate changes nothing of the process
+    trainer.fit(train)
+    assert told == [model]

@@ -139,9 +139,12 @@ class Mamba2(nn.Module):
 
     def _operands(self, projected: Projected, segments: Segments) -> dict:
         """What both directions take."""
-        filter_ = {"weight": self.conv1d.weight[:, 0], "bias": self.conv1d.bias}
         sizes = {"headdim": self.headdim, "ngroups": self.ngroups, "cu_seqlens": segments}
-        return {"xBC": projected.xBC, "dt": projected.dt, "A": -self.A_log.exp(), "D": self.D, **filter_, **sizes}
+        tensors = {"xBC": projected.xBC, "dt": projected.dt, "A": -self.A_log.exp(), "D": self.D, **self._filter()}
+        return tensors | sizes
+
+    def _filter(self) -> dict[str, Tensor]:
+        return {"weight": self.conv1d.weight[:, 0], "bias": self.conv1d.bias}
 
     def project_inputs(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """`project` without z: xBC and dt, for `scan_last`."""
@@ -162,8 +165,8 @@ class Mamba2(nn.Module):
         (z,) = linear(u.index_select(0, last), [self.in_proj.weight[: self.d_inner]])
         z, xBC, dt = self._float32(Projected(z, *inputs))
         with torch.autocast(xBC.device.type, enabled=False):
-            filter_ = self.conv1d.weight[:, 0], self.conv1d.bias
-            xBC = causal_conv1d(xBC[None], *filter_, cu_seqlens=segments, reverse=reverse, backend=self.conv_backend)
+            how = {"cu_seqlens": segments, "reverse": reverse, "backend": self.conv_backend}
+            xBC = causal_conv1d(xBC[None], **self._filter(), **how)
             x, B, C = split_columns(xBC.squeeze(0), self.headdim, self.ngroups, len(self.A_log))
             y = ssd_last(
                 x,

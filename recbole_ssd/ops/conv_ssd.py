@@ -57,9 +57,10 @@ def conv_ssd(
         ValueError, RuntimeError: those of the two ops.
     """
     segments = Segments.of(cu_seqlens)
-    check(xBC, dt, A, weight, bias, headdim, ngroups, segments)
+    check(xBC, dt, A, D, weight, bias, headdim, ngroups, segments)
     inputs = xBC, dt, A, D, weight, bias
-    if {backend, conv_backend} <= {"auto", "numba"} and chunk_size is None and _can_be_one(inputs):
+    as_one = {backend, conv_backend} <= {"auto", "numba"} and chunk_size is None
+    if as_one and (on_cpu.refusal(xBC) or on_cpu.mixed(*inputs)) is None:
         from .compiled.ssd import conv_ssd_numba  # late: it imports numba
 
         log_once("causal_conv1d and ssd run as one on the backend 'numba'")
@@ -76,11 +77,7 @@ def split_columns(xBC: Tensor, headdim: int, ngroups: int, heads: int) -> tuple[
     return x.unflatten(-1, (heads, headdim)), *(t.unflatten(-1, (ngroups, -1)) for t in (B, C))
 
 
-def _can_be_one(inputs: tuple[Tensor, ...]) -> bool:
-    return on_cpu.refusal(inputs[0]) is None and len({t.dtype for t in inputs}) == 1
-
-
-def check(xBC, dt, A, weight, bias, headdim: int, ngroups: int, segments: Segments) -> None:
+def check(xBC, dt, A, D, weight, bias, headdim: int, ngroups: int, segments: Segments) -> None:
     """Raises a ValueError where shapes do not go together; of `prefix_readout` too."""
     tokens, channels = xBC.shape
     heads, states = len(A), channels - len(A) * headdim
@@ -94,6 +91,8 @@ def check(xBC, dt, A, weight, bias, headdim: int, ngroups: int, segments: Segmen
             f"xBC must have h * headdim + 2 * ngroups * n channels and h be a multiple of ngroups, "
             f"got {channels} channels, h = {heads}, headdim = {headdim}, ngroups = {ngroups}"
         )
-    if weight.dim() != 2 or len(weight) != channels or tuple(bias.shape) != (channels,):
+    if tuple(D.shape) not in ((heads,), (heads, headdim)):
+        raise ValueError(f"D must have shape {(heads,)} or {(heads, headdim)}, got {tuple(D.shape)}")
+    if weight.dim() != 2 or len(weight) != channels or not weight.shape[1] or tuple(bias.shape) != (channels,):
         shapes = tuple(weight.shape), tuple(bias.shape)
         raise ValueError(f"weight must be ({channels}, K) and bias ({channels},), got {shapes[0]} and {shapes[1]}")

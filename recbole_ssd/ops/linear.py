@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .add_norm import refusal
 from .backends import choose
+from .compiled.support import mixed
 
 LARGEST = 2**18  # numbers of a weight: beyond, it leaves the cache beside a block of rows, and torch's products win
 
@@ -41,7 +42,8 @@ def linear(
             shapes = f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
             d = x.shape[-1]
             raise ValueError(f"x is (..., {d}): expected weights (e, {d}) and biases (e,), got {shapes}")
-    if choose("linear", backend, x, {"numba": lambda: refusal(x) or too_large(*weights)}) == "numba":
+    refused = {"numba": lambda: refusal(x) or mixed(x, *weights, *biases) or too_large(*weights)}
+    if choose("linear", backend, x, refused) == "numba":
         from .compiled.linear import linear_numba  # late: it imports numba
 
         rows = linear_numba(x.reshape(-1, x.shape[-1]), weights, biases)

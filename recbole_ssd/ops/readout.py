@@ -67,7 +67,7 @@ def prefix_readout(
     refusals = {"numba": lambda: on_cpu.refusal(xBC), "triton": lambda: support.refusal(xBC)}
     backend = choose("prefix_readout", backend, xBC, refusals)
     segments = Segments.of(cu_seqlens)
-    check(xBC, dt, A, weight, bias, headdim, ngroups, segments)
+    check(xBC, dt, A, D, weight, bias, headdim, ngroups, segments)
     if backend == "numba":
         from .compiled.readout import readout_numba  # late: it imports numba
 

@@ -76,12 +76,14 @@ class Seen:
     def entries(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """low, high (tiles, N), item (E,): in tile k of `tiles(width)` row i has seen item[low[k, i] : high[k, i]].
 
-        On the host.
+        low and high are int32. On the host.
         """
         tile = self.item // width
-        before = torch.zeros(-(-self.n_items // width), self._total + 1, dtype=torch.int64)
+        before = torch.zeros(-(-self.n_items // width), self._total + 1, dtype=torch.int32)
         before[tile, self.token + 1] = 1
-        before = before.view(-1).cumsum(0).view_as(before)  # entries of earlier tiles, and those before a token
+        before = (
+            before.view(-1).cumsum(0, dtype=torch.int32).view_as(before)
+        )  # entries of earlier tiles, and those before a token
         item = torch.empty_like(self.item)
         item[before[tile, self.token]] = self.item - tile * width
         return before[:, self._begin], before[:, self._end], item

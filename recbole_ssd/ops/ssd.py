@@ -65,7 +65,7 @@ def ssd(
     _check(x, dt, A, B, C, D, chunk_size)
     refusals = {
         "triton": lambda: support.refusal(x) or _too_wide(x.shape[3], B.shape[3]),
-        "numba": lambda: on_cpu.refusal(x) or _own_chunks(chunk_size) or _mixed(x, dt, A, B, C),
+        "numba": lambda: on_cpu.refusal(x) or _own_chunks(chunk_size) or on_cpu.mixed(x, dt, A, B, C, D),
         "mamba_ssm": lambda: ssd_mamba.refusal(x, B, C, chunk_size),
         "reference": lambda: None,
     }
@@ -95,11 +95,6 @@ def _backend(name: str) -> Callable:
 
 def _own_chunks(chunk_size: int | None) -> str | None:
     return None if chunk_size is None else f"its kernels have chunks of their own, and chunk_size is {chunk_size}"
-
-
-def _mixed(*tensors: Tensor) -> str | None:
-    dtypes = {str(t.dtype) for t in tensors}
-    return f"its kernels want one dtype, and these are {', '.join(sorted(dtypes))}" if len(dtypes) > 1 else None
 
 
 def _too_wide(p: int, n: int) -> str | None:

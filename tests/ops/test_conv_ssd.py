@@ -3,6 +3,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from recbole_ssd.ops import conv_ssd as module
+from recbole_ssd.ops.compiled import support
 from recbole_ssd.ops.conv_ssd import conv_ssd
 
 from .streams import ORDERS, assert_threads_change_no_bit, borders, error, run
@@ -84,11 +86,14 @@ def test_nothing_leaks_not_even_in_rounding(changed):
     mixed = [t.clone() for t in inputs]
     mixed[0][rows] = torch.randn_like(mixed[0][rows])
     mixed[1][rows] = torch.rand_like(mixed[1][rows])
-    before, after = (scan(1, lengths)(*tensors) for tensors in (inputs, mixed))
-    same = torch.ones(len(before), dtype=torch.bool)
+    dy = torch.randn(sum(lengths), HEADS, HEADDIM)
+    dy[rows] = 0  # nobody is asked there
+    before, after = (run(scan(1, lengths), tensors, dy, torch.float32) for tensors in (inputs, mixed))
+    same = torch.ones(sum(lengths), dtype=torch.bool)
     same[rows] = False
-    assert torch.equal(before[same], after[same])
-    assert not torch.equal(before[rows], after[rows])
+    for one, other in zip(before[:3], after[:3]):  # y, dxBC, ddt
+        assert torch.equal(one[same], other[same])
+    assert not torch.equal(before[0][rows], after[0][rows])
 
 
 @with_numba
@@ -101,14 +106,59 @@ def test_is_as_accurate_in_float32_as_the_two_ops():
         assert error(got, want) <= max(2 * error(other, want), 5e-7)
 
 
-def test_is_two_ops_where_a_backend_or_the_chunks_are_asked_for():
+@pytest.fixture
+def convolutions(monkeypatch):
+    """The backend of every convolution that runs by itself."""
+    seen = []
+
+    def looked(*args, backend, **kwargs):
+        seen.append(backend)
+        return convolve(*args, backend=backend, **kwargs)
+
+    convolve = module.causal_conv1d
+    monkeypatch.setattr(module, "causal_conv1d", looked)
+    return seen
+
+
+@with_numba
+@pytest.mark.parametrize("backend", ["auto", "numba"])
+def test_is_one_kernel_where_nothing_else_is_asked_for(convolutions, backend):
+    scan(1, backend=backend)(*inputs_of(4, 1))
+    assert not convolutions
+
+
+@pytest.mark.parametrize(
+    "asked", [{"backend": "reference"}, {"backend": "torch", "chunk_size": 16}, {"conv_backend": "torch"}], ids=str
+)
+def test_is_two_ops_where_a_backend_or_chunks_are_asked_for(convolutions, asked):
     inputs = inputs_of(4, 1)
-    want = scan(1, backend="torch")(*inputs)
-    how = {"headdim": HEADDIM, "ngroups": 1, "cu_seqlens": borders(MIXED)}
-    for asked in ({"backend": "reference"}, {"chunk_size": 16, "backend": "torch"}, {"conv_backend": "torch"}):
-        torch.testing.assert_close(conv_ssd(*inputs, **how, **asked), want)
+    y = conv_ssd(*inputs, headdim=HEADDIM, ngroups=1, cu_seqlens=borders(MIXED), **asked)
+    assert convolutions == [asked.get("conv_backend", "auto")]
+    torch.testing.assert_close(y, scan(1, backend="torch")(*inputs))
+
+
+def test_is_two_ops_where_numba_cannot_run(convolutions, monkeypatch):
+    inputs = inputs_of(4, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(support, "refusal", lambda x: "it is Tuesday")
+        y = scan(1, backend="auto")(*inputs)
+    assert convolutions == ["auto"]
+    torch.testing.assert_close(y, scan(1, backend="torch")(*inputs))
+
+
+@with_numba
+def test_several_dtypes_are_two_ops(convolutions):
+    xBC, dt, A, D, weight, bias = inputs_of(4, 1)
+    y = scan(1, backend="auto")(xBC, dt, A, D.float(), weight, bias)
+    assert convolutions == ["auto"]
+    torch.testing.assert_close(y, scan(1)(xBC, dt, A, D.float().double(), weight, bias))
+
+
+def test_chunks_are_none_of_numbas():
     with pytest.raises(RuntimeError, match="ssd cannot use the backend 'numba'.*chunk_size is 16"):
-        conv_ssd(*inputs, **how, chunk_size=16, backend="numba")
+        conv_ssd(
+            *inputs_of(4, 1), headdim=HEADDIM, ngroups=1, cu_seqlens=borders(MIXED), chunk_size=16, backend="numba"
+        )
 
 
 def test_wrong_shapes_are_refused_in_a_sentence():
@@ -117,7 +167,10 @@ def test_wrong_shapes_are_refused_in_a_sentence():
         scan(1, (3, 4))(xBC, dt, A, D, weight, bias)
     with pytest.raises(ValueError, match="h be a multiple of ngroups, got 22 channels"):
         scan(3)(xBC, dt, A, D, weight, bias)
-    with pytest.raises(ValueError, match=r"weight must be \(22, K\)"):
-        scan(1)(xBC, dt, A, D, weight, bias[1:])
+    for changed in ((weight, bias[1:]), (weight[:, :0], bias)):
+        with pytest.raises(ValueError, match=r"weight must be \(22, K\)"):
+            scan(1)(xBC, dt, A, D, *changed)
+    with pytest.raises(ValueError, match=r"D must have shape \(4,\) or \(4, 3\), got \(12,\)"):
+        scan(1)(xBC, dt, A, torch.ones(12), weight, bias)
     with pytest.raises(ValueError, match="auto, torch, triton, numba, mamba_ssm, reference; got 'cuda'"):
         scan(1, backend="cuda", conv_backend="torch")(xBC, dt, A, D, weight, bias)

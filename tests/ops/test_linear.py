@@ -37,6 +37,24 @@ def test_equals_its_definition(backend, tokens):
 
 
 @on_cpu
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
+def test_takes_any_number_of_weights(backend, count):
+    torch.manual_seed(count)
+    shapes = (33, 8), *((2 + k, 8) for k in range(count)), *((2 + k,) for k in range(count))
+    inputs = [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
+    dy = torch.randn(33, sum(2 + k for k in range(count)), dtype=torch.float64)
+
+    def several(x, *parameters):
+        return torch.cat(linear(x, parameters[:count], parameters[count:], backend=backend), dim=-1)
+
+    def one(x, *parameters):
+        return x @ torch.cat(parameters[:count]).t() + torch.cat(parameters[count:])
+
+    for got, want in zip(run(several, inputs, dy), run(one, inputs, dy), strict=True):
+        assert error(got, want) < 1e-12
+
+
+@on_cpu
 def test_its_backward_is_the_derivative_of_its_forward(backend):
     inputs = [t.requires_grad_() for t in inputs_of(5, 4)]
     assert torch.autograd.gradcheck(partial(ours, backend=backend), inputs)
@@ -65,8 +83,9 @@ def test_a_row_does_not_depend_on_the_others():
 def test_takes_any_leading_dimensions_and_strides(backend):
     x, weight, *_ = inputs_of(24)
     wide = torch.cat([x, x], dim=1)
-    (got,) = linear(wide[:, 20:].view(4, 6, 20), [weight.t().contiguous().t()], backend=backend)
-    torch.testing.assert_close(got, (x @ weight.t()).view(4, 6, -1))
+    bias = torch.randn(48, dtype=torch.float64)[::2]
+    (got,) = linear(wide[:, 20:].view(4, 6, 20), [weight.t().contiguous().t()], [bias], backend=backend)
+    torch.testing.assert_close(got, (x @ weight.t() + bias).view(4, 6, -1))
 
 
 @with_numba

@@ -61,7 +61,7 @@ def _run(precision, hidden, weight, target, grads: Gradients, seen: Seen | None,
     dhidden = hidden.new_empty(len(hidden) if wanted else 0, hidden.shape[1]) if grads.hidden is None else grads.hidden
     dweight = weight.new_empty(0 if grads.weight is None else parts, *weight.shape)
     sums = hidden.new_zeros(2, parts, dtype=torch.float64)  # of the losses, and of the gradient of the bias
-    entries = (target[:0],) * 2 + (target[:0, 0],) if seen is None else seen.entries(COLUMNS)
+    entries = (target[:0].int(),) * 2 + (target[:0, 0],) if seen is None else seen.entries(COLUMNS)
     bias = hidden.new_zeros(1) if seen is None else seen_bias.to(hidden.dtype).view(1)
     sides = hidden, weight, weight  # of products: h of the logits, and W of the logits and of dh
     if precision == "bfloat16" and HAS_BFLOAT16:

@@ -44,7 +44,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, *parameters):
         x, weights = x.contiguous(), [weight.contiguous() for weight in parameters[:PARTS]]
         out = tuple(x.new_empty(len(x), len(weight)) for weight in weights)
-        biases = tuple(x.new_empty(0) if bias is None else bias for bias in parameters[PARTS:])
+        biases = tuple(x.new_empty(0) if bias is None else bias.contiguous() for bias in parameters[PARTS:])
         launch(_forward, x, tuple(weight.t().contiguous() for weight in weights), biases, out)
         ctx.save_for_backward(x, *weights)
         ctx.biased = [bias is not None for bias in parameters[PARTS:]]
@@ -93,6 +93,8 @@ def _backward_stripe(s, rows, x, weights, dys, dx, dweights, dbiases):
     for first in range(rows[0], rows[1], ROWS):
         here = slice(first, min(first + ROWS, rows[1]))
         for k in range(PARTS):
+            if k > 0 and not len(weights[k]):
+                continue
             dy, dbias = dys[k][here], dbiases[k][s]
             product(dy, weights[k], dx[here], k > 0)
             product(dy.T, x[here], dweights[k][s], first > rows[0])

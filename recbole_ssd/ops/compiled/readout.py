@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from ..packing import Segments
 from . import matrices
+from .causal_conv1d import taps_of
 from .jit import FEW, Work, bare, kernel, launch, over_blocks, parallel_kernel
 from .vectors import add, add_product, add_scaled, clear, dot, put, put_scaled, silu, silu_and_slope
 
@@ -38,7 +39,7 @@ class _Readout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, xBC, dt, A, D, weight, bias, ngroups, segments):
         xBC, dt = xBC.contiguous(), dt.contiguous()
-        taps = weight.flip(1).t().contiguous()  # (K, c), taps[j] meets the item j places ahead
+        taps = taps_of(weight)  # here taps[j] meets the item j places ahead
         ctx.save_for_backward(xBC, dt, A, D, taps, bias)
         ctx.ngroups, ctx.segments = ngroups, segments
         y = xBC.new_empty(len(xBC), len(D))

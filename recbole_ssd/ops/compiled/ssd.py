@@ -41,7 +41,8 @@ from .causal_conv1d import taps_of
 from .jit import Work, flat, kernel, launch, loop, over_blocks, parallel_kernel
 from .matrices import add_multiply, multiply, transpose
 from .ssd_backward import backward
-from .ssd_chunk import CHUNK, columns, decay, enter, fade, rows_of, scale, state_row, triangle, weigh
+from .ssd_chunk import CHUNK, columns, decay, fade, rows_of, scale, state_row, triangle, weigh
+from .ssd_values import enter
 
 
 def ssd_numba(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, segments: Segments) -> Tensor:
@@ -101,7 +102,7 @@ class _SSD(torch.autograd.Function):
 
 
 def _sources(*tensors: Tensor) -> tuple:
-    """The numbers of each tensor as `flat` gives them, and how far apart its tokens are and how many columns it has."""
+    """Those of `ssd_values.py`."""
     rows, strides = zip(*map(flat, tensors))
     return rows, np.array([strides, [t.shape[1] for t in tensors]]).T.copy()
 
@@ -119,7 +120,7 @@ def _forward(rows, layout, dt, A, D, taps, bias, groups, y, states, work):
 def _outputs(begin, end, inputs, groups, y, states):
     """y of a segment, and the states before its chunks."""
     sources, dt, A, D, taps, bias = inputs
-    (h, p), q, dtype = D.shape, rows_of(begin, end), D.dtype
+    (h, p), q, dtype = D.shape, rows_of(begin, end), bias.dtype
     heads, n = h // groups, (len(bias) - h * p) // (2 * groups)
     values, Bs, Cs = np.empty((q, len(bias)), dtype), np.empty((q, n), dtype), np.empty((q, n), dtype)
     product, turned = np.empty((q, q), dtype), np.empty((n, q), dtype)
@@ -141,7 +142,7 @@ def _outputs(begin, end, inputs, groups, y, states):
             triangle(product, decays, row, L, M)
             weigh(values, dt, place, head, u)
             multiply(M, u, out)
-            _leave(values, D, place, head, out, y)
+            _write(values, D, place, head, out, y)
             if first > begin:
                 multiply(Cs, S, out)
                 _add_to(decays, place, head, out, y)
@@ -154,7 +155,7 @@ def _outputs(begin, end, inputs, groups, y, states):
 
 
 @loop
-def _leave(values, D, place, head, out, y):
+def _write(values, D, place, head, out, y):
     """y = out + D x."""
     _, first, last, _ = place
     left = np.uint64(head * out.shape[1])

@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from .causal_conv1d import collect, convolve
 from .jit import kernel, loop, parallel_kernel
 from .matrices import add, add_multiply, clear, multiply, transpose
-from .ssd_chunk import CHUNK, columns, decay, enter, fade, load, rows_of, scale, state_row, triangle, weigh
-from .vectors import add as add_row
-from .vectors import put, times
+from .ssd_chunk import CHUNK, columns, decay, fade, rows_of, scale, state_row, triangle, weigh
+from .ssd_values import enter, leave
 
 
 @parallel_kernel
@@ -19,19 +17,19 @@ def backward(rows, layout, dt, A, D, taps, bias, groups, states, dy, grads, ddt,
     for worker in prange(len(workers) - 1):
         for b in order[workers[worker] : workers[worker + 1]]:
             for s in range(blocks[b], blocks[b + 1]):
-                sources, inputs, outputs = (rows, layout), (dt, A, D, states, dy), (ddt, dA[b], dD[b])
-                span, sums = (borders[s], borders[s + 1], groups), dfilter[b]
-                _gradients(span, sources, taps, bias, inputs, outputs, grads, sums)
+                inputs, outputs = (dt, A, D, states, dy), (ddt, dA[b], dD[b])
+                span, sources, filter_ = (borders[s], borders[s + 1], groups), (rows, layout), (taps, bias)
+                _gradients(span, sources, filter_, inputs, outputs, grads, dfilter[b])
 
 
 @kernel
-def _gradients(span, sources, taps, bias, inputs, outputs, grads, dfilter):
+def _gradients(span, sources, filter_, inputs, outputs, grads, dfilter):
     """All gradients of a segment; those of A, D and the filter are added to their block's."""
-    begin, end, groups = span
+    (begin, end, groups), (taps, bias) = span, filter_
     (h, p), (width, c), q, dtype = inputs[2].shape, taps.shape, rows_of(begin, end), bias.dtype
     heads, n = h // groups, (c - h * p) // (2 * groups)
     values, slopes = np.empty((q, c), dtype), np.empty((q if width else 0, c), dtype)
-    dvalues = np.zeros((q + max(width - 1, 0), c), dtype)  # the last rows: of the first tokens of the next chunk
+    dvalues = np.zeros((q + max(width - 1, 0), c), dtype)
     Bs, Cs, product = np.empty((q, n), dtype), np.empty((q, n), dtype), np.empty((q, q), dtype)
     dBs, dCs, dproduct = np.empty((q, n), dtype), np.empty((q, n), dtype), np.empty((q, q), dtype)
     squares = np.empty((q, q), dtype), np.empty((q, q), dtype), np.empty((q, q), dtype), np.empty((q, q), dtype)
@@ -60,12 +58,12 @@ def _gradients(span, sources, taps, bias, inputs, outputs, grads, dfilter):
             add_multiply(dproduct.T, Cs, dBs)
             _store(dBs, left[0], dvalues)
             _store(dCs, left[1], dvalues)
-        _leave(sources, place, taps, slopes, dvalues, grads, dfilter)
+        leave(sources, place, taps, slopes, dvalues, grads, dfilter)
 
 
 @kernel
 def _head(place, head, inputs, shared, outputs, squares, rows, turned, others):
-    """A head's share of a chunk: dx, ddt, dA and dD, and what is added to dB, dC and the gradient Z of the state."""
+    """A head's share of a chunk: its x in dvalues, ddt, dA, dD, and what is added to dB, dC and Z, the state's."""
     begin, first, last, end = place
     dt, A, D, states, dy = inputs
     values, Bs, Cs, product, dvalues, dBs, dCs, dproduct, Z = shared
@@ -74,18 +72,18 @@ def _head(place, head, inputs, shared, outputs, squares, rows, turned, others):
     decay(dt, A, place, head, decays)
     triangle(product, decays, sums[0], L, M)
     weigh(values, dt, place, head, u)
-    load(dy, place, head, dout)
+    _load(dy, place, head, dout)
     multiply(M.T, dout, du)
     transpose(u, uT)
     multiply(dout, uT, dM)
     _suffixes(L, M, dM, sums[0], flows, dproduct)
     transpose(flows, dM)  # which has been read
-    _sums_before(dM, sums[1])
+    _before(dM, sums[1])
     for i in range(len(flow)):
         flow[i] = 0
     if last < end:
         multiply(Bs, Z, v)
-        _leaving(decays, u, v, du, flow)
+        _to_later(decays, u, v, du, flow)
         transpose(Z, ZT)
         add_multiply(u, ZT, dBs)
     if first > begin:
@@ -95,11 +93,21 @@ def _head(place, head, inputs, shared, outputs, squares, rows, turned, others):
             fade(whole, Z)
         scale(decays[1], dout)
         multiply(dout, ST, part)
-        _entering(Cs, part, flow)
+        _from_earlier(Cs, part, flow)
         add(part, dCs)
         add_multiply(Cs.T, dout, Z)
     dA[head] += _finish(place, head, A, dt, values, du, sums[1], flow, ddt)
     _skip(place, head, dt, D, values, dy, du, row, dvalues, dD)
+
+
+@loop
+def _load(rows, place, head, out):
+    """A chunk of dy; zeros after the segment's end."""
+    _, first, last, _ = place
+    for i in range(last - first):
+        for k in range(out.shape[1]):
+            out[i, k] = rows[first + i, head, k]
+    clear(out, last - first)
 
 
 @loop
@@ -116,18 +124,18 @@ def _suffixes(L, M, dM, row, flows, dproduct):
 
 
 @loop
-def _sums_before(flows, inside):
-    """inside[t]: what flows over the border before t, the sum of flows[j, t] from all j < t."""
+def _before(turned, inside):
+    """inside[t]: what flows over the border before t, from all j < t; `turned` is flows^T."""
     zero = inside.dtype.type(0)
     for t in range(len(inside)):
         inside[t] = 0
-    for j in range(len(flows)):
+    for j in range(len(turned)):
         for t in range(len(inside)):
-            inside[t] += flows[j, t] if j < t else zero
+            inside[t] += turned[j, t] if j < t else zero
 
 
 @loop
-def _leaving(decays, u, v, du, flow):
+def _to_later(decays, u, v, du, flow):
     """du += R v, and u becomes R u; flow loses what leaves for S', and flow[-1] gains it."""
     for i in range(len(u)):
         since, lost = decays[2, i], u.dtype.type(0)
@@ -140,7 +148,7 @@ def _leaving(decays, u, v, du, flow):
 
 
 @loop
-def _entering(Cs, part, flow):
+def _from_earlier(Cs, part, flow):
     """flow gains what tokens read of S."""
     for i in range(len(part)):
         gained = Cs.dtype.type(0)
@@ -180,7 +188,7 @@ def _finish(place, head, A, dt, values, du, inside, flow, ddt):
 
 @loop
 def _skip(place, head, dt, D, values, dy, du, row, dvalues, dD):
-    """dx of a chunk and head, and its share of dD; `row` is scratch, (p,)."""
+    """The gradient of a chunk's x, and a head's share of dD; `row` is scratch, (p,)."""
     _, first, last, _ = place
     left = np.uint64(head * len(row))
     for k in range(len(row)):
@@ -202,29 +210,3 @@ def _store(rows, left, dvalues):
     for i in range(len(rows)):
         for k in range(np.uint64(rows.shape[1])):
             dvalues[i, left + k] = rows[i, k]
-
-
-@kernel
-def _leave(sources, place, taps, slopes, dvalues, grads, dfilter):
-    """From the gradient of a chunk's values to those of its sources, and what is added to that of the filter."""
-    (_, first, last, _), (rows, layout), (width, channels) = place, sources, taps.shape
-    d, part, nothing = dvalues.reshape(-1), np.zeros(dfilter.shape, taps.dtype), np.zeros(channels, taps.dtype)
-    if not width:
-        for t in range(first, last):
-            here = (t - first) * channels
-            for grad in grads:
-                put(d[here : here + grad.shape[1]], grad[t])
-                here += grad.shape[1]
-        return
-    for i in range(last - first):
-        times(slopes[i], dvalues[i])
-        add_row(dvalues[i], part[width])
-    clear(dvalues[: len(slopes)], last - first)
-    x, stride, dx = rows[0], layout[0, 0], grads[0].reshape(-1)
-    for t in range(first, last):
-        here = (t - first) * channels
-        convolve(d, here, channels, taps, width, nothing, False, dx, t * channels)
-        collect(x, t * stride, d, here, channels, width, part)
-    add(part, dfilter)
-    for behind in range(1, width):
-        put(dvalues[width - 1 - behind], dvalues[len(dvalues) - behind])

@@ -1,7 +1,6 @@
 """A chunk of `ssd.py`: what its forward and its backward share.
 
-The values of a chunk are rows of x of all heads, B of all groups and C of all groups. Rows beyond the segment's end
-are zeros. Letters as in `ssd.py`.
+Rows beyond the segment's end are zeros. Letters as in `ssd.py`; values, sources and place as in `ssd_values.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ import math
 
 import numpy as np
 
-from .causal_conv1d import convolve
-from .jit import kernel, loop
+from .jit import loop
 from .matrices import clear
-from .vectors import put, silu_and_slope
 
 CHUNK = 32  # tokens; twice as many cost more in the triangle than they save in states
 SHORT = 16  # tokens of a segment that takes half a chunk
@@ -29,36 +26,6 @@ def rows_of(begin, end):
 def state_row(begin, first):
     """Where the state before a segment's chunk lies, but its first: no two share a row, and T // CHUNK rows suffice."""
     return begin // CHUNK + (first - begin) // CHUNK - 1
-
-
-@kernel
-def enter(sources, place, taps, bias, values, slopes):
-    """The values of a chunk: all sources, or the first through the filter; and the slopes, where they have room."""
-    (begin, first, last, _), (rows, layout), (width, channels) = place, sources, taps.shape
-    row, flat = np.empty_like(bias), values.reshape(-1)
-    for t in range(first, last):
-        here, count, x, stride = (t - first) * channels, min(t - begin + 1, width), rows[0], layout[0, 0]
-        if not width:
-            for k, x in enumerate(rows):
-                stride, size = layout[k, 0], layout[k, 1]
-                put(x[t * stride : t * stride + size], flat[here : here + size])
-                here += size
-        elif len(slopes):
-            convolve(x, t * stride, -stride, taps, count, bias, False, row, 0)
-            silu_and_slope(row, values[t - first], slopes[t - first])
-        else:
-            convolve(x, t * stride, -stride, taps, count, bias, True, flat, here)
-    clear(values, last - first)
-
-
-@loop
-def load(rows, place, head, out):
-    """A chunk of one head; zeros after the segment's end."""
-    _, first, last, _ = place
-    for i in range(last - first):
-        for k in range(out.shape[1]):
-            out[i, k] = rows[first + i, head, k]
-    clear(out, last - first)
 
 
 @loop

@@ -36,6 +36,12 @@ def refusal(x: Tensor) -> str | None:
     return _missing()
 
 
+def mixed(*tensors: Tensor | None) -> str | None:
+    """Why no kernel can run on tensors of several dtypes; None when they have one."""
+    dtypes = {str(t.dtype) for t in tensors if t is not None}
+    return f"its kernels want one dtype, and these are {', '.join(sorted(dtypes))}" if len(dtypes) > 1 else None
+
+
 @cache
 def _missing() -> str | None:
     """Why numba cannot be had, or None. Imported on the first call: it takes a second."""
