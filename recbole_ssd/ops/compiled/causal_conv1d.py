@@ -42,9 +42,8 @@ class _CausalConv(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias)
         ctx.segments, ctx.reverse, ctx.silu = segments, reverse, silu
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        launch(
-            _forward, flat(x), taps_of(weight), bias.contiguous(), reverse, silu, y.view(-1), Work.of(segments).arrays
-        )
+        inputs, work = (flat(x), taps_of(weight), bias.contiguous()), Work.of(segments)
+        launch(_forward, *inputs, reverse, silu, y.view(-1), work.arrays)
         return y
 
     @staticmethod
