@@ -56,9 +56,9 @@ def speed_table() -> str:
         )
     explained = (
         "Importing RecBole's models switches torch's anomaly detection on, which is RecBole as it comes; run by this "
-        "package it is off, and memory that a step frees is kept for the next, which helps RecBole's models more than "
-        "ours. The first ratio is to RecBole as it comes, the second to RecBole as it runs here. "
-        "[On an older processor](benchmarks/NOTES.md#numbas-kernels-for-cpus) it was 90 and 28 as it comes, with readout."
+        "package it is off, and memory that a step frees is kept for the next. The first ratio is to RecBole as it "
+        "comes, the second to RecBole as it runs here. On [an older processor](benchmarks/NOTES.md) readout was 90 and "
+        "28 times as fast as RecBole as it comes."
     )
     floors = ", ".join(
         f"{found['times the arithmetic floor']:.1f} ({name})"

@@ -7,10 +7,9 @@ one whole epoch of ours, then some batches of each baseline (their median, times
 what else happens on the machine hits all of them, and a ratio is the median of the rounds' ratios. The loader's time is
 included everywhere; the baselines read through our loaders, which are faster than RecBole's own. RecBole's models are
 timed as they run here and as they come, with the anomaly detection that importing them switches on, and without what
-our Trainer tells the C library about memory (`allocator.py`), which helps them more than ours. Evaluation is the
-scoring of all items for all users. The arithmetic floor is torch.mm's time for the products of the plain forms,
-whatever computes them. Data preparation is timed in processes of its own as well. Writes
-benchmarks/results/training.json.
+our Trainer tells the C library about memory (`allocator.py`). Evaluation is the scoring of all items for all users. The
+arithmetic floor is torch.mm's time for the products of the plain forms, whatever computes them. Data preparation is
+timed in processes of its own as well. Writes benchmarks/results/training.json.
 """
 
 from __future__ import annotations
