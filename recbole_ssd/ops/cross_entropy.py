@@ -56,8 +56,9 @@ def linear_cross_entropy(
         seen: which items the N rows have seen; None: no logit gets a bias.
         seen_bias: (), added to the logits of those.
         backend: `torch` (any device), `triton` (CUDA, d up to 64, in bfloat16 up to 256, no `seen`), `numba` (our
-            kernels for CPUs, up to 32,768 items, no bfloat16 where there is AMX, which torch uses; holds 19 MB a
-            thread and 64 MB in all) or `auto`: on a GPU `triton`, on a CPU `numba`, where they run, else `torch`.
+            kernels for CPUs, no bfloat16 where there is AMX, which torch uses; holds 19 MB a thread and 64 MB in all,
+            and beyond 32,768 items no logits but computes them twice) or `auto`: on a GPU `triton`, on a CPU `numba`,
+            where they run, else `torch`.
 
     Returns:
         A scalar in the dtype of `hidden`, differentiable in `hidden`, `weight` and `seen_bias`.
@@ -87,7 +88,7 @@ def linear_cross_entropy(
 def _mean(hidden, weight, target, budget_mb, precision, seen, seen_bias, backend) -> Tensor:
     refusals = {
         "triton": lambda: _triton_refusal(hidden, precision, seen),
-        "numba": lambda: _numba_refusal(hidden, weight, budget_mb, precision),
+        "numba": lambda: _numba_refusal(hidden, weight, budget_mb, precision, seen),
     }
     # On paper the kernels are twice as fast: logits in a GPU's memory cost more than their products.
     backend = choose("linear_cross_entropy", backend, hidden, refusals)
@@ -139,14 +140,16 @@ def _check_seen(hidden, weight, seen, seen_bias, precision) -> None:
         raise RuntimeError("seen_bias needs products of float32 on a GPU: take precision (loss_precision) float32")
 
 
-def _numba_refusal(hidden: Tensor, weight: Tensor, budget_mb: float | None, precision: str) -> str | None:
+def _numba_refusal(
+    hidden: Tensor, weight: Tensor, budget_mb: float | None, precision: str, seen: Seen | None
+) -> str | None:
     if budget_mb is not None:
         return f"it has blocks of its own, and budget_mb is {budget_mb}"
     if reason := on_cpu.refusal(hidden):
         return reason
     from .compiled.cross_entropy import refusal
 
-    return refusal(weight, precision)
+    return refusal(weight, precision, seen)
 
 
 def _triton_refusal(hidden: Tensor, precision: str, seen: Seen | None) -> str | None:

@@ -91,7 +91,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, target, run, seen, seen_bias):
         wants = *ctx.needs_input_grad[:2], ctx.needs_input_grad[5]
         ours = hidden, weight, hidden.new_zeros((), dtype=torch.float64)
-        grads = Gradients(*(torch.zeros_like(t) if wanted else None for t, wanted in zip(ours, wants)))
+        rows = {"memory_format": torch.contiguous_format}  # whatever the strides of the inputs
+        grads = Gradients(*(torch.zeros_like(t, **rows) if wanted else None for t, wanted in zip(ours, wants)))
         loss = run(hidden, weight, target[:, None], grads, seen, seen_bias)
         ctx.save_for_backward(*grads)
         ctx.count, ctx.bias_dtype = len(target), getattr(seen_bias, "dtype", None)

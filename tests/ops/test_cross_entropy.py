@@ -12,10 +12,25 @@ from .streams import assert_threads_change_no_bit, error, run
 
 ROWS, TILES = {"budget_mb": 1.0}, {"budget_mb": 0.004}  # for the inputs below: blocks of whole rows, and tiles
 NUMBA = {"backend": "numba"}
+BY_COLUMNS = {"backend": "numba"}  # as catalogues go whose logits are too many to hold: see `form`
 with_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
 by_numba = pytest.param(NUMBA, marks=with_numba, id="numba")
-forms = pytest.mark.parametrize("form", [pytest.param(ROWS, id="rows"), pytest.param(TILES, id="tiles"), by_numba])
+by_columns = pytest.param(BY_COLUMNS, marks=with_numba, id="columns")
+forms = pytest.mark.parametrize(
+    "form", [pytest.param(ROWS, id="rows"), pytest.param(TILES, id="tiles"), by_numba, by_columns], indirect=True
+)
+numbas = pytest.mark.parametrize("form", [by_numba, by_columns], indirect=True)
 ONE = torch.ones((), dtype=torch.float64)
+
+
+@pytest.fixture
+def form(request, monkeypatch):
+    """How a loss is computed, as arguments."""
+    if request.param is BY_COLUMNS:
+        from recbole_ssd.ops.compiled import cross_entropy
+
+        monkeypatch.setattr(cross_entropy, "MOST_LOGITS", 0)
+    return request.param
 
 
 def inputs_of(targets=70, items=301, size=16, scale=1.0):
@@ -44,19 +59,52 @@ def test_equals_torch(rows, targets, items):
         assert error(got, want) < 1e-13
 
 
-@with_numba
+@numbas
 # rows of one tile and of several stripes, items of one tile and of several
 @pytest.mark.parametrize("targets, items", [(70, 301), (1, 2), (1, 301), (300, 2), (1000, 1300), (128, 512)])
-def test_numba_equals_torch(targets, items):
+def test_numba_equals_torch(targets, items, form):
     inputs, target = inputs_of(targets, items, scale=0.3)
     dy = torch.tensor(1.7, dtype=torch.float64)
-    for got, want in zip(run(ours(target, **NUMBA), inputs, dy), run(plain(target), inputs, dy)):
+    for got, want in zip(run(ours(target, **form), inputs, dy), run(plain(target), inputs, dy)):
         assert error(got, want) < 1e-13
 
 
-def test_numba_gives_the_same_bits_whatever_the_number_of_threads():
+@forms
+def test_takes_any_strides(form):
+    inputs, target = inputs_of()
+    turned = [t.t().contiguous().t() for t in inputs]
+    leaves = [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in turned]
+    assert not any(t.is_contiguous() for t in leaves)
+    linear_cross_entropy(*leaves, target, **form).backward()
+    for got, want in zip(leaves, run(plain(target), inputs, ONE)[1:], strict=True):
+        assert error(got.grad, want) < 1e-13
+
+
+@numbas
+def test_numba_gives_the_same_bits_whatever_the_number_of_threads(form):
     inputs, target = inputs_of(1000, 1300)
-    assert_threads_change_no_bit(ours(target, **NUMBA), inputs, ONE)
+    assert_threads_change_no_bit(ours(target, **form), inputs, ONE)
+
+
+@with_numba
+@pytest.mark.parametrize("targets, items, size", [(9, 33_000, 8), (9, 8200, 520)])
+def test_large_catalogues_go_by_columns(monkeypatch, targets, items, size):
+    from recbole_ssd.ops.compiled import cross_entropy
+
+    monkeypatch.setattr(cross_entropy, "_run_by_rows", None)
+    inputs, target = inputs_of(targets, items, size, scale=0.1)
+    for got, want in zip(run(ours(target, **NUMBA), inputs, ONE), run(plain(target), inputs, ONE)):
+        assert error(got, want) < 1e-12
+
+
+@pytest.mark.parametrize("form", [by_columns], indirect=True)
+def test_rows_come_in_groups_that_have_room(form, monkeypatch):
+    from recbole_ssd.ops.compiled import cross_entropy_columns
+
+    monkeypatch.setattr(cross_entropy_columns, "MOST_GRADIENTS", 0)  # groups of 144
+    inputs, target = inputs_of(500)
+    for got, want in zip(run(ours(target, **form), inputs, ONE), run(plain(target), inputs, ONE)):
+        assert error(got, want) < 1e-12
 
 
 @forms
@@ -82,11 +130,6 @@ def test_little_memory_for_gradients_means_few_stripes(monkeypatch):
     "change, message",
     [
         ({"budget_mb": 1.0}, "blocks of its own, and budget_mb is 1.0"),
-        (
-            {"hidden": torch.zeros(2, 1), "weight": torch.zeros(40_000, 1)},
-            "room for 32,768 items .* these are 40,000 items of 1",
-        ),
-        ({"hidden": torch.zeros(2, 600), "weight": torch.zeros(10_000, 600)}, "4,194,304 weights"),
     ],
 )
 def test_numba_says_why_it_cannot(change, message):
@@ -94,6 +137,18 @@ def test_numba_says_why_it_cannot(change, message):
     with pytest.raises(RuntimeError, match=message):
         linear_cross_entropy(**{**arguments, **change}, **NUMBA)
     assert linear_cross_entropy(**{**arguments, **change}).isfinite()
+
+
+@with_numba
+def test_too_many_pairs_of_rows_and_items_go_to_torch(monkeypatch):
+    from recbole_ssd.ops.compiled import cross_entropy
+
+    monkeypatch.setattr(cross_entropy, "MOST_ENTRIES", 10)
+    seen, mask = seen_by([3, 4], 1300)
+    inputs, target = inputs_of(len(mask), 1300)
+    with pytest.raises(RuntimeError, match="room for 5,120 pairs of rows and items, .* these are 7 x 1,300"):
+        linear_cross_entropy(*inputs, target, seen=seen, seen_bias=ONE, **NUMBA)
+    assert linear_cross_entropy(*inputs, target, seen=seen, seen_bias=ONE).isfinite()
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.9])
@@ -181,13 +236,13 @@ def test_bfloat16_products_stay_close(items, budget_mb):
         assert not torch.equal(grads[0], exact[1]), "the switch reaches nothing"
 
 
-@with_numba
+@numbas
 @pytest.mark.parametrize("targets, items, size", [(500, 301, 64), (131, 1300, 33), (1, 2, 1)])
-def test_numbas_bfloat16_products_stay_close(targets, items, size):
+def test_numbas_bfloat16_products_stay_close(targets, items, size, form):
     from recbole_ssd.ops.compiled.registers import HAS_AMX, HAS_BFLOAT16
 
     inputs, target = inputs_of(targets, items, size, scale=0.4)
-    bfloat16 = ours(target, precision="bfloat16", **NUMBA)
+    bfloat16 = ours(target, precision="bfloat16", **form)
     if HAS_AMX:
         with pytest.raises(RuntimeError, match="AMX .* which torch uses"):
             run(bfloat16, inputs, ONE, torch.float32)
@@ -260,7 +315,7 @@ def seen_by(lengths, items, whole=False):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("form", [ROWS, {"budget_mb": 0.02}, TILES, by_numba])
+@pytest.mark.parametrize("form", [ROWS, {"budget_mb": 0.02}, TILES, by_numba, by_columns], indirect=True)
 @pytest.mark.parametrize("items, bias", [(301, -1.5), (7, 0.7), (301, 400.0), (1300, -1.5), (1300, 400.0)])
 def test_what_was_seen_gets_the_bias(form, items, bias, whole, smoothing):
     lengths = [1, 64, 2, 3, 290, 5]

@@ -9,7 +9,8 @@ subtracted before exp unless a total comes near float32's ends, as in `cross_ent
 their operands are paired (`bfloat16.py`); exponentials and sums stay float32.
 
 The rows are cut into stripes, as many as memory allows gradients of W for, whatever the number of threads; those are
-summed in the end, so that threads change no bit. At most 19 MB of logits a thread and 64 MB of gradients are held.
+summed in the end, so that threads change no bit. At most 19 MB of logits a thread and 64 MB of gradients are held;
+a catalogue that needs more is gone through by columns (`cross_entropy_columns.py`).
 
 Shape letters:    N targets    d model size    V items    s stripes    E entries of what was seen (`ops/seen.py`)
 """
@@ -26,24 +27,26 @@ from torch import Tensor
 
 from ..cross_entropy_torch import LARGEST, SMALLEST, Gradients, LinearCrossEntropy
 from ..seen import Seen
-from .bfloat16 import columns_in_pairs, left_side, right_side, rows_in_pairs, some_rows
-from .jit import exp, kernel, launch, loop, over_blocks, parallel_kernel
-from .matrices import add_multiply, clear, multiply, product, stripe, stripes, tiled, transpose
-from .registers import HAS_AMX, HAS_BFLOAT16
+from .bfloat16 import left_side, right_side, some_rows
+from .cross_entropy_columns import run_by_columns
+from .cross_entropy_tile import COLUMNS, ROWS, Operands, exponentials, logits, operands_of, slopes
+from .jit import kernel, launch, loop, over_blocks, parallel_kernel
+from .matrices import add_multiply, clear, product, stripe, stripes, tiled, transpose
+from .registers import HAS_AMX
 
-ROWS, COLUMNS = 144, 512  # of a tile, at most: .3 megabytes in float32
 MOST_LOGITS = ROWS * 2**15  # what a thread holds
 MOST_GRADIENTS = 2**24  # numbers in all stripes' gradients of W
+MOST_ENTRIES = 2**25  # of tiles times rows, where rows have seen items
 LEAST = 4  # stripes for which there is room, or threads have no work
 
 
-def refusal(weight: Tensor, precision: str) -> str | None:
+def refusal(weight: Tensor, precision: str, seen: Seen | None) -> str | None:
     """Why torch is better at the precision, or this catalogue is too large; None if neither."""
     if precision == "bfloat16" and HAS_AMX:
         return "this CPU has AMX for products of bfloat16, which torch uses"
-    if len(weight) * ROWS > MOST_LOGITS or weight.numel() * LEAST > MOST_GRADIENTS:
-        room = f"{MOST_LOGITS // ROWS:,} items and {MOST_GRADIENTS // LEAST:,} weights"
-        return f"its blocks have room for {room}, and these are {len(weight):,} items of {weight.shape[1]:,}"
+    if seen is not None and len(seen) * (len(weight) // COLUMNS) > MOST_ENTRIES:
+        room = f"{MOST_ENTRIES * COLUMNS:,} pairs of rows and items, of which some are seen"
+        return f"there is room for {room}, and these are {len(seen):,} x {len(weight):,}"
     return None
 
 
@@ -56,29 +59,31 @@ def linear_cross_entropy_numba(
 
 def _run(precision, hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias: Tensor | None) -> Tensor:
     """The sum of the losses; its gradients are put into `grads`."""
-    parts = min(stripes(len(target)), max(1, MOST_GRADIENTS // weight.numel()))
+    operands = operands_of(hidden, weight, precision, seen, seen_bias)
+    fits = len(weight) * ROWS <= MOST_LOGITS and weight.numel() * LEAST <= MOST_GRADIENTS
+    run = _run_by_rows if fits else run_by_columns
+    return run(operands, hidden.contiguous(), target[:, 0].contiguous(), grads)
+
+
+def _run_by_rows(operands: Operands, hidden: Tensor, target: Tensor, grads: Gradients) -> Tensor:
+    items, size = len(operands.rows), hidden.shape[1]
+    parts = min(stripes(len(target)), max(1, MOST_GRADIENTS // (items * size)))
     wanted = any(grad is not None for grad in grads)
-    dhidden = hidden.new_empty(len(hidden) if wanted else 0, hidden.shape[1]) if grads.hidden is None else grads.hidden
-    dweight = weight.new_empty(0 if grads.weight is None else parts, *weight.shape)
+    dhidden = hidden.new_empty(len(hidden) if wanted else 0, size) if grads.hidden is None else grads.hidden
+    dweight = hidden.new_empty(0 if grads.weight is None else parts, items, size)
     sums = hidden.new_zeros(2, parts, dtype=torch.float64)  # of the losses, and of the gradient of the bias
-    entries = (target[:0].int(),) * 2 + (target[:0, 0],) if seen is None else seen.entries(COLUMNS)
-    bias = hidden.new_zeros(1) if seen is None else seen_bias.to(hidden.dtype).view(1)
-    sides = hidden, weight, weight  # of products: h of the logits, and W of the logits and of dh
-    if precision == "bfloat16" and HAS_BFLOAT16:
-        sides = rows_in_pairs(hidden), rows_in_pairs(weight), columns_in_pairs(weight)
-    tiles = sides[1].new_empty(-(-len(weight) // COLUMNS), sides[1].shape[1], COLUMNS)
-    inputs = (t.contiguous() for t in (hidden, *sides, target[:, 0], *entries, bias))
-    launch(_forward, *inputs, tiles, dhidden, dweight, sums)
+    tiles = operands.rows.new_empty(-(-items // COLUMNS), operands.rows.shape[1], COLUMNS)
+    launch(_forward, hidden, *operands, target, tiles, dhidden, dweight, sums)
     loss, dbias = sums.sum(1)
     if grads.weight is not None:
-        grads.weight.copy_(over_blocks(dweight, weight.dtype))
+        grads.weight.copy_(over_blocks(dweight, hidden.dtype))
     if grads.bias is not None:
         grads.bias.copy_(dbias)
     return loss
 
 
 @parallel_kernel
-def _forward(hidden, h, rows, w, target, low, high, item, bias, tiles, dhidden, dweight, sums):
+def _forward(hidden, h, rows, w, low, high, item, bias, target, tiles, dhidden, dweight, sums):
     for tile in range(len(tiles)):
         transpose(rows[tile * COLUMNS : (tile + 1) * COLUMNS], tiles[tile])
     for s in prange(sums.shape[1]):
@@ -127,17 +132,6 @@ def _tile(buffer, left, right, count):
 
 
 @kernel
-def _logits(h, tiles, seen, left, tile):
-    """h W^T, and the bias where a row has seen an item."""
-    multiply(h, tiles[left // COLUMNS], tile)
-    low, high, item, bias, begin = seen
-    if len(item):
-        for i in range(len(h)):
-            for e in range(low[left // COLUMNS, begin + i], high[left // COLUMNS, begin + i]):
-                tile[i, item[e]] += bias
-
-
-@kernel
 def _exponentials(h, weights, target, seen, shift, buffer, total, found):
     """Leaves exp(logits - shift) in the buffer; their sums, and the targets' logits less the shift."""
     _, tiles, items = weights
@@ -146,21 +140,11 @@ def _exponentials(h, weights, target, seen, shift, buffer, total, found):
     for left in range(0, items, COLUMNS):
         right = min(left + COLUMNS, items)
         tile = _tile(buffer, left, right, len(h))
-        _logits(h, tiles, seen, left, tile)
+        logits(h, tiles[left // COLUMNS], seen, left, tile)
         for i in range(len(h)):
             if left <= target[i] < right:
                 found[i] = tile[i, target[i] - left] - shift[i]
-            total[i] += _exp(tile[i], shift[i])
-
-
-@loop
-def _exp(row, shift):
-    """row = exp(row - shift), and its sum."""
-    total = row.dtype.type(0)
-    for k in range(len(row)):
-        row[k] = exp(row[k] - shift)
-        total += row[k]
-    return total
+            total[i] += exponentials(tile[i], shift[i])
 
 
 @kernel
@@ -171,7 +155,7 @@ def _largest(h, weights, seen, shift, buffer):
         shift[i] = -np.inf
     for left in range(0, items, COLUMNS):
         tile = _tile(buffer, left, min(left + COLUMNS, items), len(h))
-        _logits(h, tiles, seen, left, tile)
+        logits(h, tiles[left // COLUMNS], seen, left, tile)
         for i in range(len(h)):
             for k in range(tile.shape[1]):
                 shift[i] = max(shift[i], tile[i, k])
@@ -180,7 +164,7 @@ def _largest(h, weights, seen, shift, buffer):
 @kernel
 def _gradients(hidden, weights, target, seen, buffer, total, out, first):
     """dhidden, dweight (`first`: nothing is in it yet) and the gradient of the bias, from the exponentials."""
-    (w, _, items), (low, high, item, _, begin), (dhidden, dweight) = weights, seen, out
+    (w, _, items), (dhidden, dweight) = weights, out
     clear(dhidden)
     scaled, dbias = np.empty_like(hidden), 0.0
     for i in range(len(hidden)):
@@ -190,13 +174,7 @@ def _gradients(hidden, weights, target, seen, buffer, total, out, first):
     for left in range(0, items, COLUMNS):
         right = min(left + COLUMNS, items)
         tile = _tile(buffer, left, right, len(hidden))
-        for i in range(len(hidden)):
-            if left <= target[i] < right:
-                tile[i, target[i] - left] -= total[i]  # now it holds total times the gradient of the logits
-        if len(item):
-            for i in range(len(hidden)):
-                for e in range(low[left // COLUMNS, begin + i], high[left // COLUMNS, begin + i]):
-                    dbias += tile[i, item[e]] / total[i]
+        dbias += slopes(tile, target, seen, left, total)
         add_multiply(left_side(tile, w), some_rows(w, left, right), dhidden)
         if len(dweight):
             product(right_side(tile, w).T, scaled, dweight[left:right], not first)
