@@ -36,7 +36,7 @@ from .registers import HAS_AMX
 
 MOST_LOGITS = ROWS * 2**15  # what a thread holds
 MOST_GRADIENTS = 2**24  # numbers in all stripes' gradients of W
-MOST_ENTRIES = 2**25  # of tiles times rows, where rows have seen items
+MOST_ENTRIES = 2**23  # tiles times rows, where rows have seen items: three arrays of 34 MB
 LEAST = 4  # stripes for which there is room, or threads have no work
 
 
