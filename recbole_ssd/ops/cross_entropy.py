@@ -57,8 +57,8 @@ def linear_cross_entropy(
         seen_bias: (), added to the logits of those.
         backend: `torch` (any device), `triton` (CUDA, d up to 64, in bfloat16 up to 256, no `seen`), `numba` (our
             kernels for CPUs, no bfloat16 where there is AMX, which torch uses; holds 19 MB a thread and 64 MB in all,
-            and beyond 32,768 items no logits but computes them twice) or `auto`: on a GPU `triton`, on a CPU `numba`,
-            where they run, else `torch`.
+            and for `seen` up to 100 more; beyond 32,768 items or 4,194,304 weights every logit is computed twice) or
+            `auto`: on a GPU `triton`, on a CPU `numba`, where they run, else `torch`.
 
     Returns:
         A scalar in the dtype of `hidden`, differentiable in `hidden`, `weight` and `seen_bias`.

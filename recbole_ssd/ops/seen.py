@@ -35,7 +35,7 @@ class Seen:
     """
 
     def __init__(self, items: Tensor, segments: Segments, n_items: int, whole: bool = False):
-        self.n_items, self.device, self._total = n_items, segments.device, segments.total
+        self.n_items, self.device, self.total = n_items, segments.device, segments.total
         items, number, tokens = items.cpu(), segments.number_on_host, torch.arange(segments.total)
         key, order = (number * n_items + items).sort(stable=True)
         new = torch.ones_like(key, dtype=torch.bool)
@@ -79,7 +79,7 @@ class Seen:
         low and high are int32. On the host.
         """
         tile = self.item // width
-        before = torch.zeros(-(-self.n_items // width), self._total + 1, dtype=torch.int32)
+        before = torch.zeros(-(-self.n_items // width), self.total + 1, dtype=torch.int32)
         before[tile, self.token + 1] = 1
         before = (
             before.view(-1).cumsum(0, dtype=torch.int32).view_as(before)

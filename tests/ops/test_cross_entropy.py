@@ -12,10 +12,9 @@ from .streams import assert_threads_change_no_bit, error, run
 
 ROWS, TILES = {"budget_mb": 1.0}, {"budget_mb": 0.004}  # for the inputs below: blocks of whole rows, and tiles
 NUMBA = {"backend": "numba"}
-BY_COLUMNS = {"backend": "numba"}  # as catalogues go whose logits are too many to hold: see `form`
 with_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
 by_numba = pytest.param(NUMBA, marks=with_numba, id="numba")
-by_columns = pytest.param(BY_COLUMNS, marks=with_numba, id="columns")
+by_columns = pytest.param("columns", marks=with_numba, id="columns")
 forms = pytest.mark.parametrize(
     "form", [pytest.param(ROWS, id="rows"), pytest.param(TILES, id="tiles"), by_numba, by_columns], indirect=True
 )
@@ -25,12 +24,13 @@ ONE = torch.ones((), dtype=torch.float64)
 
 @pytest.fixture
 def form(request, monkeypatch):
-    """How a loss is computed, as arguments."""
-    if request.param is BY_COLUMNS:
-        from recbole_ssd.ops.compiled import cross_entropy
+    """How a loss is computed, as arguments; `columns` is numba's way with catalogues whose logits it cannot hold."""
+    if request.param != "columns":
+        return request.param
+    from recbole_ssd.ops.compiled import cross_entropy
 
-        monkeypatch.setattr(cross_entropy, "MOST_LOGITS", 0)
-    return request.param
+    monkeypatch.setattr(cross_entropy, "MOST_LOGITS", 0)
+    return NUMBA
 
 
 def inputs_of(targets=70, items=301, size=16, scale=1.0):
@@ -81,6 +81,15 @@ def test_takes_any_strides(form):
 
 
 @numbas
+def test_takes_any_strides_in_bfloat16(form):
+    inputs, target = inputs_of()
+    inputs = [t.float() for t in inputs]
+    turned = [t.t().contiguous().t() for t in inputs]
+    one, other = (linear_cross_entropy(*t, target, precision="bfloat16", **form) for t in (inputs, turned))
+    assert torch.equal(one, other)
+
+
+@numbas
 def test_numba_gives_the_same_bits_whatever_the_number_of_threads(form):
     inputs, target = inputs_of(1000, 1300)
     assert_threads_change_no_bit(ours(target, **form), inputs, ONE)
@@ -101,10 +110,25 @@ def test_large_catalogues_go_by_columns(monkeypatch, targets, items, size):
 def test_rows_come_in_groups_that_have_room(form, monkeypatch):
     from recbole_ssd.ops.compiled import cross_entropy_columns
 
-    monkeypatch.setattr(cross_entropy_columns, "MOST_GRADIENTS", 0)  # groups of 144
-    inputs, target = inputs_of(500)
-    for got, want in zip(run(ours(target, **form), inputs, ONE), run(plain(target), inputs, ONE)):
+    monkeypatch.setattr(cross_entropy_columns, "MOST_GRADIENTS", 16 * 16 * 200)  # 200 rows: a block of 144, one of 56
+    seen, mask = seen_by([3, 450, 47], 1300)
+    inputs, target = inputs_of(500, 1300, scale=0.3)
+    inputs[0][210] *= 1000  # one group's totals do not fit
+    inputs.append(torch.tensor(-1.5, dtype=torch.float64))
+    theirs = lambda h, w, b: F.cross_entropy(h @ w.t() + b * mask, target)  # noqa: E731
+    mine = lambda h, w, b: linear_cross_entropy(h, w, target, seen=seen, seen_bias=b, **form)  # noqa: E731
+    for got, want in zip(run(mine, inputs, ONE), run(theirs, inputs, ONE), strict=True):
         assert error(got, want) < 1e-12
+
+
+@forms
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
+def test_one_gradient_alone_is_the_same(form, wanted):
+    inputs, target = inputs_of(scale=0.3)
+    leaves = [t.clone().requires_grad_(w) for t, w in zip(inputs, wanted)]
+    linear_cross_entropy(*leaves, target, **form).backward()
+    for leaf, want, asked in zip(leaves, run(plain(target), inputs, ONE)[1:], wanted):
+        assert error(leaf.grad, want) < 1e-13 if asked else leaf.grad is None
 
 
 @forms
@@ -126,17 +150,10 @@ def test_little_memory_for_gradients_means_few_stripes(monkeypatch):
 
 
 @with_numba
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"budget_mb": 1.0}, "blocks of its own, and budget_mb is 1.0"),
-    ],
-)
-def test_numba_says_why_it_cannot(change, message):
-    arguments = {"hidden": torch.zeros(2, 16), "weight": torch.zeros(301, 16), "target": torch.zeros(2).long()}
-    with pytest.raises(RuntimeError, match=message):
-        linear_cross_entropy(**{**arguments, **change}, **NUMBA)
-    assert linear_cross_entropy(**{**arguments, **change}).isfinite()
+def test_numba_says_that_its_blocks_are_its_own():
+    (hidden, weight), target = inputs_of()
+    with pytest.raises(RuntimeError, match="blocks of its own, and budget_mb is 1.0"):
+        linear_cross_entropy(hidden, weight, target, budget_mb=1.0, **NUMBA)
 
 
 @with_numba
@@ -144,9 +161,10 @@ def test_too_many_pairs_of_rows_and_items_go_to_torch(monkeypatch):
     from recbole_ssd.ops.compiled import cross_entropy
 
     monkeypatch.setattr(cross_entropy, "MOST_ENTRIES", 10)
-    seen, mask = seen_by([3, 4], 1300)
-    inputs, target = inputs_of(len(mask), 1300)
-    with pytest.raises(RuntimeError, match="room for 5,120 pairs of rows and items, .* these are 7 x 1,300"):
+    seen, mask = seen_by([3, 4], 1300, whole=True)  # 3 tiles of 7 tokens, of 2 rows
+    inputs, target = inputs_of(2, 1300)
+    assert mask.shape == (2, 1300)
+    with pytest.raises(RuntimeError, match="room for 5,120 pairs of a token and an item, and these are 7 x 1,300"):
         linear_cross_entropy(*inputs, target, seen=seen, seen_bias=ONE, **NUMBA)
     assert linear_cross_entropy(*inputs, target, seen=seen, seen_bias=ONE).isfinite()
 

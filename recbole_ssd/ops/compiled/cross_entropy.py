@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..cross_entropy_torch import LARGEST, SMALLEST, Gradients, LinearCrossEntropy
 from ..seen import Seen
-from .bfloat16 import left_side, right_side, some_rows
+from .bfloat16 import columns_in_pairs, left_side, right_side, rows_in_pairs, some_rows
 from .cross_entropy_columns import run_by_columns
 from .cross_entropy_tile import COLUMNS, ROWS, Operands, exponentials, logits, operands_of, slopes
 from .jit import kernel, launch, loop, over_blocks, parallel_kernel
@@ -36,17 +36,17 @@ from .registers import HAS_AMX
 
 MOST_LOGITS = ROWS * 2**15  # what a thread holds
 MOST_GRADIENTS = 2**24  # numbers in all stripes' gradients of W
-MOST_ENTRIES = 2**23  # tiles times rows, where rows have seen items: three arrays of 34 MB
+MOST_ENTRIES = 2**23  # tiles times tokens, where rows have seen items: three arrays of 34 MB
 LEAST = 4  # stripes for which there is room, or threads have no work
 
 
 def refusal(weight: Tensor, precision: str, seen: Seen | None) -> str | None:
-    """Why torch is better at the precision, or this catalogue is too large; None if neither."""
+    """Why torch is better at the precision, or there is no room for what rows have seen; None if neither."""
     if precision == "bfloat16" and HAS_AMX:
         return "this CPU has AMX for products of bfloat16, which torch uses"
-    if seen is not None and len(seen) * (len(weight) // COLUMNS) > MOST_ENTRIES:
-        room = f"{MOST_ENTRIES * COLUMNS:,} pairs of rows and items, of which some are seen"
-        return f"there is room for {room}, and these are {len(seen):,} x {len(weight):,}"
+    if seen is not None and seen.total * -(-len(weight) // COLUMNS) > MOST_ENTRIES:
+        room = f"{MOST_ENTRIES * COLUMNS:,} pairs of a token and an item"
+        return f"where rows have seen items, there is room for {room}, and these are {seen.total:,} x {len(weight):,}"
     return None
 
 
@@ -59,21 +59,24 @@ def linear_cross_entropy_numba(
 
 def _run(precision, hidden, weight, target, grads: Gradients, seen: Seen | None, seen_bias: Tensor | None) -> Tensor:
     """The sum of the losses; its gradients are put into `grads`."""
+    hidden, weight, target = hidden.contiguous(), weight.contiguous(), target[:, 0].contiguous()
     operands = operands_of(hidden, weight, precision, seen, seen_bias)
     fits = len(weight) * ROWS <= MOST_LOGITS and weight.numel() * LEAST <= MOST_GRADIENTS
     run = _run_by_rows if fits else run_by_columns
-    return run(operands, hidden.contiguous(), target[:, 0].contiguous(), grads)
+    return run(operands, hidden, target, grads)
 
 
 def _run_by_rows(operands: Operands, hidden: Tensor, target: Tensor, grads: Gradients) -> Tensor:
-    items, size = len(operands.rows), hidden.shape[1]
+    h, weight, *entries = operands
+    items, size = weight.shape
     parts = min(stripes(len(target)), max(1, MOST_GRADIENTS // (items * size)))
     wanted = any(grad is not None for grad in grads)
     dhidden = hidden.new_empty(len(hidden) if wanted else 0, size) if grads.hidden is None else grads.hidden
     dweight = hidden.new_empty(0 if grads.weight is None else parts, items, size)
     sums = hidden.new_zeros(2, parts, dtype=torch.float64)  # of the losses, and of the gradient of the bias
-    tiles = operands.rows.new_empty(-(-items // COLUMNS), operands.rows.shape[1], COLUMNS)
-    launch(_forward, hidden, *operands, target, tiles, dhidden, dweight, sums)
+    rows, w = (rows_in_pairs(weight), columns_in_pairs(weight)) if h.dtype == torch.int32 else (weight, weight)
+    tiles = rows.new_empty(-(-items // COLUMNS), rows.shape[1], COLUMNS)
+    launch(_forward, hidden, h, rows, w, *entries, target, tiles, dhidden, dweight, sums)
     loss, dbias = sums.sum(1)
     if grads.weight is not None:
         grads.weight.copy_(over_blocks(dweight, hidden.dtype))

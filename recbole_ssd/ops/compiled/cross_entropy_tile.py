@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..seen import Seen
-from .bfloat16 import columns_in_pairs, rows_in_pairs
+from .bfloat16 import rows_in_pairs
 from .jit import exp, kernel, loop
 from .matrices import multiply
 from .registers import HAS_BFLOAT16
@@ -22,14 +22,13 @@ class Operands(NamedTuple):
     """What tiles are made of.
 
     Attributes:
-        h, rows: of the logits h W^T; paired where products are of bfloat16 (`bfloat16.py`).
-        w: W as the right side of a product, paired too.
+        h: of the logits h W^T, (N, d), or where products are of bfloat16 its pairs (`bfloat16.py`).
+        w: W, (V, d), as it is.
         low, high, item: what rows have seen, of `Seen.entries(COLUMNS)`; empty where nobody asks.
         bias: (1,), added to the logits of that.
     """
 
     h: Tensor
-    rows: Tensor
     w: Tensor
     low: Tensor
     high: Tensor
@@ -40,13 +39,12 @@ class Operands(NamedTuple):
 def operands_of(
     hidden: Tensor, weight: Tensor, precision: str, seen: Seen | None, seen_bias: Tensor | None
 ) -> Operands:
-    sides = hidden, weight, weight
-    if precision == "bfloat16" and HAS_BFLOAT16:
-        sides = rows_in_pairs(hidden), rows_in_pairs(weight), columns_in_pairs(weight)
+    """Of hidden and weight whose rows lie in one piece."""
+    h = rows_in_pairs(hidden) if precision == "bfloat16" and HAS_BFLOAT16 else hidden
     nothing = hidden.new_empty(0).long()
     entries = (nothing.int()[:, None],) * 2 + (nothing,) if seen is None else seen.entries(COLUMNS)
     bias = hidden.new_zeros(1) if seen is None else seen_bias.detach().to(hidden.dtype).view(1)
-    return Operands(*(t.contiguous() for t in (*sides, *entries, bias)))
+    return Operands(h, weight, *(t.contiguous() for t in entries), bias)
 
 
 @kernel
