@@ -58,13 +58,13 @@ def tiled(rows):
 @bare
 def multiply(a, b, out):
     """out = a b; a may be transposed, the rows of b and out lie in one piece."""
-    product(a, b, out, False)
+    product(a, b, out, len(out) < 0)  # never; for a constant numba would compile a product of its own
 
 
 @bare
 def add_multiply(a, b, out):
     """out += a b."""
-    product(a, b, out, True)
+    product(a, b, out, len(out) >= 0)  # always
 
 
 @bare
