@@ -81,9 +81,8 @@ class Seen:
         tile = self.item // width
         before = torch.zeros(-(-self.n_items // width), self.total + 1, dtype=torch.int32)
         before[tile, self.token + 1] = 1
-        before = (
-            before.view(-1).cumsum(0, dtype=torch.int32).view_as(before)
-        )  # entries of earlier tiles, and those before a token
+        # of entries: how many lie in earlier tiles, or in this one before a token
+        before = before.view(-1).cumsum(0, dtype=torch.int32).view_as(before)
         item = torch.empty_like(self.item)
         item[before[tile, self.token]] = self.item - tile * width
         return before[:, self._begin], before[:, self._end], item

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+
+from recbole_ssd.ops.packing import Segments
+from recbole_ssd.ops.seen import Seen
 
 LENGTHS = (1, 2, 3, 4, 5, 31, 32, 33, 63, 64, 65, 200)
 ORDERS = {
@@ -66,3 +70,14 @@ def run_alone(op, inputs, dy, cu):
 def error(got, truth) -> float:
     """Largest error, as a share of the largest entry."""
     return ((got - truth).abs().max() / truth.abs().max().clamp(min=1e-300)).item()
+
+
+def seen_by(lengths, items, whole=False):
+    """A stream of random items, its Seen, and the same as ones and zeros (N, V)."""
+    stream = torch.randint(items, (sum(lengths),), generator=torch.Generator().manual_seed(3))
+    segments = Segments(torch.tensor([0, *lengths]).cumsum(0))
+    histories = [part[: n + 1] for part in stream.split(lengths) for n in range(len(part))]
+    mask = torch.stack(
+        [F.one_hot(history, items).amax(0) for history in (stream.split(lengths) if whole else histories)]
+    )
+    return Seen(stream, segments, items, whole), mask.double()

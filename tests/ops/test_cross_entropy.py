@@ -5,10 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from recbole_ssd.ops.cross_entropy import linear_cross_entropy
-from recbole_ssd.ops.packing import Segments
-from recbole_ssd.ops.seen import Seen
 
-from .streams import assert_threads_change_no_bit, error, run
+from .streams import assert_threads_change_no_bit, error, run, seen_by
 
 ROWS, TILES = {"budget_mb": 1.0}, {"budget_mb": 0.004}  # for the inputs below: blocks of whole rows, and tiles
 NUMBA = {"backend": "numba"}
@@ -320,17 +318,6 @@ def test_a_backend_that_cannot_run_says_why(hidden, precision, message):
         linear_cross_entropy(hidden, hidden, torch.zeros(2).long(), precision=precision, backend="triton")
 
 
-def seen_by(lengths, items, whole=False):
-    """A stream of random items, its Seen, and the same as ones and zeros (N, V)."""
-    stream = torch.randint(items, (sum(lengths),), generator=torch.Generator().manual_seed(3))
-    segments = Segments(torch.tensor([0, *lengths]).cumsum(0))
-    histories = [part[: n + 1] for part in stream.split(lengths) for n in range(len(part))]
-    mask = torch.stack(
-        [F.one_hot(history, items).amax(0) for history in (stream.split(lengths) if whole else histories)]
-    )
-    return Seen(stream, segments, items, whole), mask.double()
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("form", [ROWS, {"budget_mb": 0.02}, TILES, by_numba, by_columns], indirect=True)
@@ -376,23 +363,6 @@ def test_what_was_seen_must_fit(change, message):
     given = {"seen": seen_by([3, 4], 301)[0], "seen_bias": ONE, **change}
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(*inputs, target, **given)
-
-
-@pytest.mark.parametrize("whole", [False, True])
-def test_what_was_seen_is_found_without_a_look_at_the_device(whole):
-    """A tensor on `meta` has no values: whatever reads one is an error."""
-    lengths, items = [1, 64, 2, 3, 290, 5], 301
-    here, mask = seen_by(lengths, items, whole)
-    stream = torch.randint(items, (sum(lengths),), generator=torch.Generator().manual_seed(3))
-    borders = torch.tensor([0, *lengths]).cumsum(0)
-    there = Seen(stream, Segments(borders.to("meta"), borders=borders), items, whole)
-    assert there.count() == here.count() == mask.sum()
-    asked = torch.zeros(len(mask), 2, dtype=torch.long)
-    found, places = there.has(asked.to("meta")), there.places()
-    assert found.device == places.device == torch.device("meta")
-    assert (found.shape, places.shape) == (here.has(asked).shape, here.places().shape)
-    (tile, *_), rows = there.tiles(50), slice(0, 4)
-    assert [t.shape for t in tile.places(rows)] == [t.shape for t in here.tiles(50)[0].places(rows)]
 
 
 def test_triton_refuses_what_was_seen():

@@ -69,7 +69,7 @@ def _run(precision, hidden, weight, target, grads: Gradients, seen: Seen | None,
 def _run_by_rows(operands: Operands, hidden: Tensor, target: Tensor, grads: Gradients) -> Tensor:
     h, weight, *entries = operands
     items, size = weight.shape
-    parts = min(stripes(len(target)), max(1, MOST_GRADIENTS // (items * size)))
+    parts = min(stripes(len(target)), MOST_GRADIENTS // (items * size))
     wanted = any(grad is not None for grad in grads)
     dhidden = hidden.new_empty(len(hidden) if wanted else 0, size) if grads.hidden is None else grads.hidden
     dweight = hidden.new_empty(0 if grads.weight is None else parts, items, size)

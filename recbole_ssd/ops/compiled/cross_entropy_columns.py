@@ -101,11 +101,17 @@ def _totals_of(span, h, w, seen, target, shift, largest, part, found):
 @kernel
 def _tile(buffer, first, left, h, right, turned, seen):
     """The logits of at most ROWS rows from `first` on."""
-    low, high, item, bias, begin = seen
     last = min(first + ROWS, len(h))
     tile = buffer[: (last - first) * (right - left)].reshape(last - first, right - left)
-    logits(h[first:last], turned, (low, high, item, bias, begin + first), left, tile)
+    logits(h[first:last], turned, _from(first, seen), left, tile)
     return tile
+
+
+@kernel
+def _from(first, seen):
+    """What rows have seen, counted from one of them."""
+    low, high, item, bias, begin = seen
+    return low, high, item, bias, begin + first
 
 
 @parallel_kernel
@@ -120,7 +126,6 @@ def _gradients(scaled, h, w, low, high, item, bias, target, begin, shift, total,
 def _gradients_of(span, sides, seen, target, shift, total, more, out):
     """A stretch's share of total times dh and of dbias, and its rows of dW, which hold something where `more`."""
     (scaled, h, w), (dhidden, dweight), dbias = sides, out, 0.0
-    low, high, item, bias, begin = seen
     turned, buffer = np.empty((h.shape[1], COLUMNS), h.dtype), np.empty(ROWS * COLUMNS, shift.dtype)
     for left in range(span[0], span[1], COLUMNS):
         right = min(left + COLUMNS, span[1])
@@ -131,7 +136,7 @@ def _gradients_of(span, sides, seen, target, shift, total, more, out):
             last = first + len(tile)
             for i in range(len(tile)):
                 exponentials(tile[i], shift[first + i])
-            dbias += slopes(tile, target[first:last], (low, high, item, bias, begin + first), left, total[first:last])
+            dbias += slopes(tile, target[first:last], _from(first, seen), left, total[first:last])
             product(left_side(tile, h), below, dhidden[first:last], left > span[0])
             if len(dweight):
                 scaled_here = right_side(scaled[first:last], h)
